@@ -1,0 +1,309 @@
+"""Gates: when to sample. Closed means train uniformly.
+
+A gate is told the evidence of every step, in both phases, and asked before the next
+whether it is open. Evidence is plain numbers, already the same on every rank, so ranks
+cannot disagree. Costs count one forward pass of one example as 1.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a step showed of its scores.
+
+    Attributes:
+        tau: Equivalent batch-size increase by the paper's measure (`tau`).
+        effective_batch: Batch-size multiplier that the plan's draw would have.
+        presample_size: Examples ``B`` that an open step scores.
+        batch_size: Examples ``b`` that an open step trains on.
+    """
+
+    tau: float
+    effective_batch: float
+    presample_size: int
+    batch_size: int
+
+    def break_even(self, backward_cost: float = 2.0) -> float:
+        r"""Return the gain at which an open step pays for its scoring pass.
+
+        .. math:: \frac{B + (1 + r) b}{(1 + r) b}
+
+        Args:
+            backward_cost: Cost :math:`r` of a backward pass, in forward passes.
+
+        References:
+            Katharopoulos & Fleuret, ICML 2018, section 3.3, for :math:`r = 2`.
+
+        Example:
+            >>> round(Evidence(1.0, 1.0, 640, 128).break_even(), 4)
+            2.6667
+        """
+        step = (1 + backward_cost) * self.batch_size
+        return (self.presample_size + step) / step
+
+
+class Gate(ABC):
+    """Decides from past evidence whether the next step samples."""
+
+    @property
+    @abstractmethod
+    def is_open(self) -> bool:
+        """Whether the next step samples; a pure query."""
+
+    @abstractmethod
+    def observe(self, evidence: Evidence) -> None:
+        """Take in the evidence of a step; the only place that changes the state."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, float]:
+        """Return the state as plain numbers."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from a state of the same kind of gate."""
+
+
+class _Stateless(Gate):
+    """A gate that never changes its mind."""
+
+    @final
+    def observe(self, evidence: Evidence) -> None:
+        """Ignore the evidence."""
+
+    @final
+    def state_dict(self) -> dict[str, float]:
+        """Return nothing: there is no state."""
+        return {}
+
+    @final
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Accept the empty state alone."""
+        _check_keys(self, state, set())
+
+
+@final
+class AlwaysOpen(_Stateless):
+    """Sample from the first step on.
+
+    Example:
+        >>> AlwaysOpen().is_open
+        True
+    """
+
+    @property
+    def is_open(self) -> bool:
+        """True."""
+        return True
+
+
+@final
+class NeverOpen(_Stateless):
+    """Never sample: uniform training that still reports what sampling would give.
+
+    Example:
+        >>> NeverOpen().is_open
+        False
+    """
+
+    @property
+    def is_open(self) -> bool:
+        """False."""
+        return False
+
+
+@final
+class Warmup(Gate):
+    """Train uniformly for a number of steps, then sample.
+
+    Args:
+        steps: Uniform steps, at least 0.
+
+    Raises:
+        ValueError: If ``steps`` is negative.
+
+    Example:
+        >>> gate = Warmup(steps=1)
+        >>> gate.is_open
+        False
+        >>> gate.observe(Evidence(1.0, 1.0, 4, 2))
+        >>> gate.is_open
+        True
+    """
+
+    def __init__(self, steps: int) -> None:
+        if steps < 0:
+            raise ValueError(
+                f"`steps` must be at least 0, got {steps}. Use 0 to sample at once."
+            )
+        self.steps = steps
+        self._seen = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the uniform steps are over."""
+        return self._seen >= self.steps
+
+    def observe(self, evidence: Evidence) -> None:
+        """Count the step."""
+        self._seen += 1
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the number of steps seen."""
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue counting from ``state``."""
+        _check_keys(self, state, {"seen"})
+        self._seen = int(state["seen"])
+
+
+class _Average:
+    """An exponential moving average from 0, uncorrected: a built-in warm-up."""
+
+    def __init__(self, smoothing: float) -> None:
+        if not 0 <= smoothing < 1:
+            raise ValueError(
+                f"`smoothing` must be in [0, 1), got {smoothing}. The paper uses 0.9; "
+                "0 follows every step."
+            )
+        self.smoothing = smoothing
+        self.value = 0.0
+
+    def update(self, value: float) -> None:
+        self.value = self.smoothing * self.value + (1 - self.smoothing) * value
+
+
+@final
+class TauGate(Gate):
+    r"""The paper's gate: open while the moving average of tau exceeds a threshold.
+
+    .. math:: \tau_t = a\,\tau_{t-1} + (1 - a)\,\tau(s_t), \qquad \tau_0 = 0
+
+    It is updated in both phases and may close again. Starting from 0 it stays closed
+    for the first steps, whatever the scores.
+
+    Args:
+        threshold: The value tau must exceed; ``"auto"`` takes the break-even of the
+            paper's cost model, ``(B + 3b) / (3b)``.
+        smoothing: The factor :math:`a`, in ``[0, 1)``.
+
+    Raises:
+        ValueError: If ``threshold`` is a word other than "auto" or a number below 1
+            (tau never is), or ``smoothing`` is out of range.
+
+    References:
+        Katharopoulos & Fleuret, "Not All Samples Are Created Equal", ICML 2018,
+        Algorithm 1, lines 5 and 16.
+
+    Example:
+        >>> gate = TauGate(threshold=1.5, smoothing=0.5)
+        >>> for _ in range(3):
+        ...     gate.observe(Evidence(2.0, 1.0, 640, 128))
+        >>> gate.tau, gate.is_open
+        (1.75, True)
+    """
+
+    def __init__(self, threshold: float | str = "auto", smoothing: float = 0.9) -> None:
+        number = isinstance(threshold, (int, float))
+        if not (threshold == "auto" or (number and float(threshold) >= 1)):
+            raise ValueError(
+                f'`threshold` must be "auto" or a number of at least 1, got '
+                f"{threshold!r}. The paper uses 1.5 for b = 128 of B = 640."
+            )
+        self.threshold = threshold
+        self._average = _Average(smoothing)
+        self._level = float("inf") if threshold == "auto" else float(threshold)
+
+    @property
+    def tau(self) -> float:
+        """The moving average; 0 before the first step."""
+        return self._average.value
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the average strictly exceeds the threshold."""
+        return self._average.value > self._level
+
+    def observe(self, evidence: Evidence) -> None:
+        """Move the average towards this step's tau."""
+        self._average.update(evidence.tau)
+        if self.threshold == "auto":
+            self._level = evidence.break_even()
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the moving average and the threshold in force."""
+        return {"average": self._average.value, "level": self._level}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from ``state``; a threshold given as a number stays as given."""
+        _check_keys(self, state, {"average", "level"})
+        self._average.value = float(state["average"])
+        if self.threshold == "auto":
+            self._level = float(state["level"])
+
+
+@final
+class EfficiencyGate(Gate):
+    r"""Open while a trimmed step buys more precision per cost than a uniform one.
+
+    A uniform step of any size buys the same precision per cost, so the rule is that
+    the moving average of the effective batch exceeds the break-even
+    :math:`(B + (1 + r) b) / ((1 + r) b)`. No draw multiplies the batch by more than
+    ``B / b``: where the break-even is above that, the gate stays closed.
+
+    Args:
+        backward_cost: Cost :math:`r` of a backward pass, in forward passes; assumed,
+            not measured.
+        smoothing: Share of the old average kept at each step, in ``[0, 1)``.
+
+    Raises:
+        ValueError: If ``backward_cost`` is not positive or ``smoothing`` out of range.
+
+    Example:
+        >>> gate = EfficiencyGate(smoothing=0.0)
+        >>> gate.observe(Evidence(2.0, 3.0, 128, 32))  # break-even 2.33
+        >>> gate.is_open
+        True
+    """
+
+    def __init__(self, backward_cost: float = 2.0, smoothing: float = 0.9) -> None:
+        if not backward_cost > 0:
+            raise ValueError(
+                f"`backward_cost` must be above 0, got {backward_cost}. 2 forward "
+                "passes is the usual assumption."
+            )
+        self.backward_cost = backward_cost
+        self._average = _Average(smoothing)
+        self._level = float("inf")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the averaged gain exceeds the break-even of the last step."""
+        return self._average.value > self._level
+
+    def observe(self, evidence: Evidence) -> None:
+        """Move the average towards this step's effective batch."""
+        self._average.update(evidence.effective_batch)
+        self._level = evidence.break_even(self.backward_cost)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the moving average and the break-even in force."""
+        return {"average": self._average.value, "level": self._level}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from ``state``."""
+        _check_keys(self, state, {"average", "level"})
+        self._average.value = float(state["average"])
+        self._level = float(state["level"])
+
+
+def _check_keys(gate: Gate, state: dict[str, float], expected: set[str]) -> None:
+    if set(state) != expected:
+        raise ValueError(
+            f"{type(gate).__name__} continues from a state with the keys "
+            f"{sorted(expected)}, got {sorted(state)}. The checkpoint was written with "
+            "another gate: use that one, or start the gate afresh."
+        )
