@@ -152,7 +152,7 @@ class Warmup(Gate):
 
     def state_dict(self) -> dict[str, float]:
         """Return the number of steps seen."""
-        return {"seen": self._seen}
+        return {"seen": float(self._seen)}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue counting from ``state``."""
@@ -235,14 +235,14 @@ class TauGate(Gate):
 
     def state_dict(self) -> dict[str, float]:
         """Return the moving average and the threshold in force."""
-        return {"average": self._average.value, "level": self._level}
+        return {"tau": self._average.value, "threshold": self._level}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue from ``state``; a threshold given as a number stays as given."""
-        _check_keys(self, state, {"average", "level"})
-        self._average.value = float(state["average"])
+        _check_keys(self, state, {"tau", "threshold"})
+        self._average.value = float(state["tau"])
         if self.threshold == "auto":
-            self._level = float(state["level"])
+            self._level = float(state["threshold"])
 
 
 @final
@@ -291,13 +291,13 @@ class EfficiencyGate(Gate):
 
     def state_dict(self) -> dict[str, float]:
         """Return the moving average and the break-even in force."""
-        return {"average": self._average.value, "level": self._level}
+        return {"gain": self._average.value, "break_even": self._level}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue from ``state``."""
-        _check_keys(self, state, {"average", "level"})
-        self._average.value = float(state["average"])
-        self._level = float(state["level"])
+        _check_keys(self, state, {"gain", "break_even"})
+        self._average.value = float(state["gain"])
+        self._level = float(state["break_even"])
 
 
 def _check_keys(gate: Gate, state: dict[str, float], expected: set[str]) -> None:

@@ -78,13 +78,15 @@ def normalise(scores: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     wide = precise(scores)
-    wide = wide / wide.max()  # the largest is 1: no sum or square over- or underflows
+    low, high = wide.aminmax()
+    usable = (low >= 0) & (high > 0) & (high < torch.inf)  # false for NaN too
+    on_host = scores.device.type == "cpu"
+    if on_host and not usable:
+        check_scores(scores)  # raises, unless they are all zero
+    wide = wide / high  # the largest is 1: no sum or square over- or underflows
     probs = wide / wide.sum()
-    if scores.device.type == "cpu":
-        check_scores(scores)
-        usable = scores.any()
-    else:
-        usable = scores.any() & ~faults(scores).any()
+    if on_host and usable:
+        return probs
     return torch.where(usable, probs, torch.full_like(probs, 1 / len(probs)))
 
 

@@ -96,7 +96,7 @@ class Multinomial:
     """Draw with replacement, each of the ``b`` draws by ``probs``: the paper's scheme.
 
     Candidates may repeat. At mildly uneven scores its variance exceeds that of plain
-    uniform batches; `Systematic` is never worse.
+    uniform batches; by the norms alone (`noise`), `Systematic` never has more.
 
     References:
         Katharopoulos & Fleuret, "Not All Samples Are Created Equal", ICML 2018,
@@ -164,6 +164,8 @@ class Systematic:
         _check(probs, batch_size, most=len(probs))
         inclusion = capped_inclusion(probs, batch_size)
         shift, device = _uniform(1, generator)
+        # On an edge, rounding could draw a candidate twice, or one of chance zero.
+        shift = shift.clamp(2**-32, 1 - 2**-32)
         # Neighbours exclude one another, so their order must be random.
         order = torch.randperm(len(probs), generator=generator, device=device)
         units = (shift + torch.arange(batch_size, device=device)) / batch_size

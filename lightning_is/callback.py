@@ -1,0 +1,274 @@
+"""The callback: importance sampling for an unchanged module."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_is import host
+from lightning_is.engine import Engine, Head, Progress, Settings
+from lightning_is.sampling.distributions import Proportional
+from lightning_is.sampling.gates import EfficiencyGate, Gate, TauGate
+from lightning_is.sampling.plan import ImportancePlan
+from lightning_is.sampling.selection import multinomial
+from lightning_is.sampling.weights import PowerWeights
+from lightning_is.scoring.context import ScoreMode
+from lightning_is.scoring.scorer import Scorer
+from lightning_is.scoring.upper_bound import UpperBound
+
+_VERSION = 1
+
+
+class ImportanceSamplingCallback(Callback):
+    """Backpropagate the examples that matter; change nothing in the module.
+
+    By default it *trims*: of every batch of ``B`` that the loader yields, ``b`` are
+    drawn by the upper bound of their gradient norm and backpropagated, weighted so that
+    the gradient stays unbiased, whenever the gate expects that to pay; otherwise the
+    step trains on all ``B``. The number of steps, schedules and the loader stay.
+
+    The user's ``training_step`` runs as it is: first on the ``B`` without gradients, to
+    score them, then on the ``b``. It must compute each example on its own, on a single
+    device or under DDP, with automatic optimisation.
+
+    Args:
+        batch_size: Examples ``b`` to train on while the gate is open, at least 1 and
+            fewer than the loader yields.
+        scorer: Scores the examples.
+        plan: Distribution, selection and weights of the draw.
+        gate: Decides when to sample.
+        when_closed: Train on ``"all"`` that was loaded, or on a uniform ``"subset"`` of
+            ``batch_size``, while the gate is closed.
+        head: The module, or dotted name of it, whose output the loss is computed from;
+            several where several are. Found on the first batch if not given.
+        per_sample_loss: ``(module, batch) -> losses`` of shape ``(n,)``, to score by
+            instead of the loss of ``training_step``.
+        index_fn: ``(batch, indices) -> batch``, to pick examples from batches whose
+            structure is unusual; ``indices`` has shape ``(b,)``.
+        score_mode: Score with dropout off (``"eval"``) or as in training (``"train"``).
+        seed: Of the draws, at least 0; they never touch the global random states.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> callback = ImportanceSamplingCallback(batch_size=32)
+        >>> callback.gate.is_open
+        False
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        scorer: Scorer | None = None,
+        plan: ImportancePlan | None = None,
+        gate: Gate | None = None,
+        when_closed: Literal["all", "subset"] = "all",
+        head: Head | None = None,
+        per_sample_loss: Callable[[LightningModule, Any], Tensor] | None = None,
+        index_fn: Callable[[Any, Tensor], Any] | None = None,
+        score_mode: ScoreMode = "eval",
+        seed: int = 0,
+    ) -> None:
+        _check(batch_size, when_closed, score_mode, seed)
+        self.gate: Gate = EfficiencyGate() if gate is None else gate
+        self._settings = Settings(
+            batch_size=batch_size,
+            scorer=UpperBound() if scorer is None else scorer,
+            plan=ImportancePlan() if plan is None else plan,
+            when_closed=when_closed,
+            head=head,
+            per_sample_loss=per_sample_loss,
+            index_fn=index_fn,
+            score_mode=score_mode,
+        )
+        self._progress = Progress(seed)
+        self._engine: Engine | None = None
+
+    @classmethod
+    def paper(
+        cls,
+        batch_size: int,
+        tau_threshold: float | Literal["auto"] = "auto",
+        *,
+        scorer: Scorer | None = None,
+        head: Head | None = None,
+        per_sample_loss: Callable[[LightningModule, Any], Tensor] | None = None,
+        index_fn: Callable[[Any, Tensor], Any] | None = None,
+        score_mode: ScoreMode = "eval",
+        seed: int = 0,
+    ) -> "ImportanceSamplingCallback":
+        """Build Algorithm 1 of the paper, to the letter.
+
+        Draws with replacement, proportionally to the scores, weighted by
+        ``1 / (B g_i)``, while the moving average of tau (0.9, from 0) exceeds the
+        threshold; otherwise trains on ``batch_size`` uniform examples. Use it with
+        `OversamplingDataModule`, which loads presamples only while they are wanted.
+
+        Args:
+            batch_size: Examples ``b`` of every step, and of the loader.
+            tau_threshold: What tau must exceed; ``"auto"`` is ``(B + 3b) / (3b)``.
+            scorer: As in the constructor, like all that follow.
+            head: See there.
+            per_sample_loss: See there.
+            index_fn: See there.
+            score_mode: See there.
+            seed: See there.
+
+        References:
+            Katharopoulos & Fleuret, "Not All Samples Are Created Equal", ICML 2018,
+            Algorithm 1.
+
+        Example:
+            >>> ImportanceSamplingCallback.paper(128, tau_threshold=1.5).gate.tau
+            0.0
+        """
+        return cls(
+            batch_size,
+            scorer=scorer,
+            plan=ImportancePlan(Proportional(), multinomial, PowerWeights()),
+            gate=TauGate(tau_threshold),
+            when_closed="subset",
+            head=head,
+            per_sample_loss=per_sample_loss,
+            index_fn=index_fn,
+            score_mode=score_mode,
+            seed=seed,
+        )
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to watch the batches.
+
+        Raises:
+            RuntimeError: If the run is of a kind that is not supported.
+        """
+        self._close()
+        host.refuse_unsupported(trainer, pl_module)
+        others = [c for c in host.callbacks(trainer) if isinstance(c, type(self))]
+        if len(others) > 1:
+            raise RuntimeError(
+                f"A Trainer takes one ImportanceSamplingCallback, got {len(others)}. "
+                "Remove the others."
+            )
+        self._engine = Engine(
+            trainer,
+            pl_module,
+            self._settings,
+            self.gate,
+            self._progress,
+            lambda: self in host.callbacks(trainer),
+        )
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the loader what is wanted first, after a resumed state was loaded."""
+        if self._engine is not None:
+            self._engine.tell_sampler()
+
+    @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the free scores of a uniform step."""
+        if self._engine is not None:
+            self._engine.after_backward()
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Pass on what the step showed, and log it at the Trainer's interval."""
+        if self._engine is None:
+            return
+        loss = outputs["loss"] if isinstance(outputs, dict) else None
+        self._engine.end_step(batch, loss)
+        if not host.logs_now(trainer):
+            return
+        for name, value in self._engine.metrics().items():
+            shown = name == "is/tau"
+            pl_module.log(name, value, prog_bar=shown, on_step=True, batch_size=1)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a loader that never yielded enough to draw from."""
+        if self._engine is not None:
+            self._engine.check_epoch()
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the strategy and the module as they were."""
+        self._close()
+
+    @override
+    def teardown(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str
+    ) -> None:
+        """Leave the strategy and the module as they were."""
+        self._close()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the strategy and the module as they were."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Return the gate's state, the seed and the number of draws, plainly."""
+        if self._engine is not None:
+            self._engine.settle()
+        return {
+            "version": _VERSION,
+            "seed": self._progress.seed,
+            "draws": self._progress.draws,
+            "gate": self.gate.state_dict(),
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where a checkpoint left off.
+
+        Raises:
+            ValueError: If it was written by a newer version, or with another gate.
+        """
+        if state_dict["version"] > _VERSION:
+            raise ValueError(
+                f"A checkpoint must be of version {_VERSION} or older, got "
+                f"{state_dict['version']}. Upgrade lightning_is."
+            )
+        self.gate.load_state_dict(state_dict["gate"])
+        self._progress.seed = state_dict["seed"]
+        self._progress.draws = state_dict["draws"]
+
+
+def _check(batch_size: int, when_closed: str, score_mode: str, seed: int) -> None:
+    if batch_size < 1:
+        raise ValueError(
+            f"`batch_size` must be at least 1, got {batch_size}. A quarter of the "
+            "loader's batch size is a good start."
+        )
+    if when_closed not in ("all", "subset"):
+        raise ValueError(
+            f'`when_closed` must be "all" or "subset", got {when_closed!r}. "all" '
+            "trains on whatever was loaded."
+        )
+    if score_mode not in ("eval", "train"):
+        raise ValueError(
+            f'`score_mode` must be "eval" or "train", got {score_mode!r}. "eval" '
+            "scores without dropout noise."
+        )
+    if seed < 0:
+        raise ValueError(f"`seed` must be at least 0, got {seed}.")

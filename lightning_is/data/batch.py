@@ -1,0 +1,127 @@
+"""Batch surgery: how many examples a batch holds, and a batch of some of them."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_PLAIN = (str, bytes, int, float, complex, bool, type(None))
+
+
+@dataclasses.dataclass
+class SampledBatch:
+    """A batch whose examples were drawn before they were loaded.
+
+    The user's ``training_step`` receives ``data`` alone. Weights multiply those of a
+    later draw from the same batch.
+
+    Attributes:
+        data: What the user's loader would have yielded.
+        index: Position of each example in the dataset.
+        weight: Unbiased weight of each example under that draw.
+    """
+
+    data: Any
+    index: Int[Tensor, " n"]
+    weight: Float[Tensor, " n"]
+
+
+def _is_rows(node: Any) -> bool:
+    """Whether this is a list with one plain value per example, such as file names."""
+    return (
+        isinstance(node, (list, tuple))
+        and len(node) > 0
+        and all(isinstance(item, _PLAIN) for item in node)
+    )
+
+
+def _walk(node: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Rebuild a batch with ``leaf`` applied to whatever has one row per example."""
+    if isinstance(node, (Tensor, np.ndarray)):
+        return leaf(node) if node.ndim else node
+    if _is_rows(node):
+        return leaf(node)
+    if isinstance(node, _PLAIN):
+        return node
+    if isinstance(node, tuple) and type(node) is not tuple:  # a NamedTuple
+        return type(node)(*(_walk(item, leaf) for item in node))
+    if isinstance(node, (list, tuple)):
+        return type(node)(_walk(item, leaf) for item in node)
+    if isinstance(node, MutableMapping):
+        changed = copy.copy(node)
+        for key, value in node.items():
+            changed[key] = _walk(value, leaf)
+        return changed
+    if isinstance(node, Mapping):
+        return {key: _walk(value, leaf) for key, value in node.items()}
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        record = copy.copy(node)
+        for field in dataclasses.fields(node):
+            value = _walk(getattr(node, field.name), leaf)
+            object.__setattr__(record, field.name, value)  # frozen ones too
+        return record
+    raise TypeError(
+        "A batch must be built of tensors, arrays, lists, tuples, mappings and "
+        f"dataclasses, got a {type(node).__qualname__} in it. Pass `index_fn=lambda "
+        "batch, indices: ...`, which picks examples from such a batch."
+    )
+
+
+def batch_size(batch: Any) -> int:
+    """Count the examples of a batch: the leading size that all its parts share.
+
+    Args:
+        batch: Tensors with the examples along dimension 0, or lists with one plain
+            value per example, nested in lists, tuples, NamedTuples, mappings and
+            dataclasses. Scalars do not count.
+
+    Raises:
+        TypeError: If the batch holds an object of an unknown kind.
+        ValueError: If nothing in it has a leading dimension, or the leading sizes
+            differ.
+
+    Example:
+        >>> import torch
+        >>> batch_size({"x": torch.zeros(4, 3), "name": ["a", "b", "c", "d"]})
+        4
+    """
+    sizes: list[int] = []
+    _walk(batch, lambda rows: sizes.append(len(rows)))
+    if len(set(sizes)) != 1:
+        raise ValueError(
+            "All parts of a batch must have one row per example, got leading sizes "
+            f"{sizes or 'none'}. Put the examples along dimension 0, or pass "
+            "`index_fn=lambda batch, indices: ...` to select examples."
+        )
+    return sizes[0]
+
+
+def take(batch: Any, indices: Int[Tensor, " b"]) -> Any:
+    """Return a batch of the same structure with the examples at ``indices``.
+
+    Args:
+        batch: As `batch_size` describes; it is left unchanged.
+        indices: Positions of shape ``(b,)``, on the device of the batch; may repeat.
+
+    Raises:
+        TypeError: If the batch holds an object of an unknown kind.
+
+    Example:
+        >>> import torch
+        >>> take([torch.tensor([5, 6, 7]), ("a", "b", "c")], torch.tensor([2, 0]))
+        [tensor([7, 5]), ('c', 'a')]
+    """
+
+    def pick(rows: Any) -> Any:
+        if isinstance(rows, Tensor):
+            return rows.index_select(0, indices.to(rows.device))
+        if isinstance(rows, np.ndarray):
+            return rows[indices.cpu().numpy()]
+        picked = [rows[i] for i in indices.tolist()]
+        return tuple(picked) if isinstance(rows, tuple) else picked
+
+    return _walk(batch, pick)

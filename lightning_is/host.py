@@ -1,0 +1,149 @@
+"""What the engine needs of its host, Lightning, by public names alone."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_is.data.batch_sampler import PresampleBatchSampler
+
+
+@final
+class Shadow:
+    """Replaces a method of one object, until undone."""
+
+    def __init__(
+        self, target: object, name: str, replacement: Callable[..., Any]
+    ) -> None:
+        self.original: Callable[..., Any] = getattr(target, name)
+        self._own, self._name = vars(target), name
+        self._before = self._own.get(name)
+        self._own[name] = replacement
+
+    def undo(self) -> None:
+        """Put the method back, and an instance attribute that was there before."""
+        if self._before is None:
+            self._own.pop(self._name, None)
+        else:
+            self._own[self._name] = self._before
+
+
+def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
+    """Say at once what importance sampling does not work with, and the cure.
+
+    Raises:
+        RuntimeError: If the strategy, the optimisation or the step's signature is not
+            supported.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise RuntimeError(
+            "Importance sampling runs on a single device or under DDP, got "
+            f"{type(strategy).__name__}. Use Trainer(strategy='ddp')."
+        )
+    if is_param_in_hook_signature(
+        module.training_step, "dataloader_iter", explicit=True
+    ):
+        raise RuntimeError(
+            "Importance sampling must see each batch before the step, got a "
+            "`training_step(dataloader_iter)` that fetches its own. Take `batch` and "
+            "`batch_idx` instead."
+        )
+    if not module.automatic_optimization:
+        raise RuntimeError(
+            "Importance sampling needs automatic optimisation, got a module with "
+            "`automatic_optimization = False`, whose step cannot be run just to score. "
+            "Return the loss from `training_step` and let the Trainer step."
+        )
+
+
+def presample_sampler(trainer: Trainer) -> PresampleBatchSampler | None:
+    """Find the presample batch sampler; Lightning may have rebuilt it."""
+    loader = trainer.train_dataloader
+    sampler = loader.batch_sampler if isinstance(loader, DataLoader) else None
+    return sampler if isinstance(sampler, PresampleBatchSampler) else None
+
+
+def loader_batch_size(trainer: Trainer) -> int | None:
+    """Return the batch size that the training loader announces, if it does."""
+    loader = trainer.train_dataloader
+    return loader.batch_size if isinstance(loader, DataLoader) else None
+
+
+def scales_gradients(trainer: Trainer) -> bool:
+    """Whether gradients may overflow by design, as under a GradScaler."""
+    precision = trainer.precision_plugin
+    return isinstance(precision, MixedPrecision) and precision.scaler is not None
+
+
+def logging_modules(module: LightningModule) -> list[nn.Module]:
+    """List the modules whose ``self.log`` a step may call."""
+    return [part for part in module.modules() if isinstance(part, LightningModule)]
+
+
+def call_training_step(
+    module: LightningModule, batch: Any, batch_idx: int
+) -> Tensor | None:
+    """Run the user's step as Lightning would; return its loss, None if it skips."""
+    with_index = is_param_in_hook_signature(
+        module.training_step, "batch_idx", min_args=2
+    )
+    step = module.training_step
+    output = step(batch, batch_idx) if with_index else step(batch)
+    loss = output["loss"] if isinstance(output, Mapping) else output
+    if not (loss is None or isinstance(loss, Tensor)):
+        raise TypeError(
+            "`training_step` must return the loss as a tensor, in a mapping under "
+            f"'loss', or None, got {type(loss).__name__}."
+        )
+    return loss
+
+
+def resolve_heads(
+    module: LightningModule, head: "str | nn.Module | Sequence[str | nn.Module]"
+) -> list[nn.Module]:
+    """Turn names and modules into modules.
+
+    Raises:
+        ValueError: If a name is no submodule, or a module no part of this one.
+    """
+    if isinstance(head, (str, nn.Module)):
+        head = [head]
+    parts = dict(module.named_modules())
+    heads = []
+    for wanted in head:
+        found = parts.get(wanted) if isinstance(wanted, str) else wanted
+        if found is None or not any(found is part for part in parts.values()):
+            shown = ", ".join(list(parts)[1:9])
+            raise ValueError(
+                f"`head` must name a part of {type(module).__name__} by its dotted "
+                f"name, or be one, got {wanted!r}. Its parts begin with: {shown}."
+            )
+        heads.append(found)
+    return heads
+
+
+@contextmanager
+def profiled(trainer: Trainer, action: str) -> Iterator[None]:
+    """Show an action in the Trainer's profiler."""
+    profiler = trainer.profiler  # type: ignore[attr-defined]
+    with profiler.profile(f"[ImportanceSamplingCallback].{action}"):
+        yield
+
+
+def callbacks(trainer: Trainer) -> list[Callback]:
+    """Return the Trainer's callbacks; a Tuner swaps them for a while."""
+    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return found
+
+
+def logs_now(trainer: Trainer) -> bool:
+    """Whether the step that just ended is one that the loggers are told of."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return not trainer.barebones and every > 0 and trainer.global_step % every == 0

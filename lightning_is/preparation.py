@@ -1,0 +1,128 @@
+"""Before the first step: find the head, and refuse what would be silently wrong."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_is.scoring.context import random_states_kept
+from lightning_is.scoring.discovery import (
+    bypassing_parameters,
+    find_heads,
+    tensor_attributes,
+    traced_outputs,
+)
+from lightning_is.scoring.scorer import Scorer
+from lightning_is.scoring.tap import HeadTap
+from lightning_is.scoring.upper_bound import UpperBound
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A few examples to try things on.
+
+    Attributes:
+        module: Whose step is tried.
+        loss: Runs the step on a part of the batch; returns its loss.
+        context: Opens a context that leaves no trace.
+        part: Takes the examples at some positions of the batch.
+        device: Where positions are made.
+        examples: Examples in a part.
+        parts: How many disjoint parts there are, 1 or 2.
+    """
+
+    module: nn.Module
+    loss: Callable[[Any], Tensor]
+    context: Callable[[], AbstractContextManager[None]]
+    part: Callable[[Tensor], Any]
+    device: torch.device
+    examples: int
+    parts: int
+
+    def run(self, number: int = 0, order: Tensor | None = None) -> Tensor:
+        """Compute the loss of a part, without a trace; reordered if asked."""
+        with self.context():
+            return self.loss(self._take(number, order)).mean()
+
+    def _take(self, number: int, order: Tensor | None = None) -> Any:
+        if order is None:
+            order = torch.arange(self.examples, device=self.device)
+        return self.part(order + number * self.examples)
+
+    def refuse_hidden_state(self) -> None:
+        """Refuse a step that carries tensors from batch to batch."""
+        batch = self._take(0)
+        before = tensor_attributes(self.module)
+        with torch.no_grad(), self.context():
+            losses = []
+            for _ in range(2):
+                with random_states_kept(self.device):
+                    losses.append(self.loss(batch).mean())
+                after = tensor_attributes(self.module)
+                changed = [name for name in after if after[name] != before.get(name)]
+                if not changed:
+                    return
+        if not torch.allclose(losses[0], losses[1], rtol=1e-5, atol=0):
+            raise RuntimeError(
+                "Each batch must be computed on its own, got a step whose loss depends "
+                f"on the tensors it kept from the last one: {', '.join(changed)}. "
+                "Reset that state at the start of `training_step`, or train without "
+                "importance sampling."
+            )
+
+    def find_heads(self) -> list[nn.Module]:
+        """Find the heads of a network nobody described."""
+        with torch.enable_grad(), traced_outputs(self.module) as owners:
+            return find_heads(self.run(), owners)
+
+    def refuse_bypass(self, tap: HeadTap) -> None:
+        """Refuse parameters whose gradient would escape the weights."""
+        steps = tuple(lambda i=i: self.run(i) for i in range(self.parts))
+        names = bypassing_parameters(self.module, tap, steps)
+        if names:
+            heads = ", ".join(type(head).__name__ for head in tap.heads)
+            raise RuntimeError(
+                "Every parameter must reach the loss through the head "
+                f"({heads}), or its gradient escapes the weights, got "
+                f"{', '.join(names[:5])} beside it. Pass `head=` with the module (or "
+                "the list of modules) whose outputs alone determine the loss; tie "
+                "weights through a module, `head.weight = embedding.weight`."
+            )
+
+    def settle_layout(self, tap: HeadTap) -> None:
+        """Learn how rows of the head belong to examples, where there are more rows.
+
+        Reordering the examples must reorder their scores; under the wrong layout it
+        mixes them.
+        """
+        with torch.no_grad(), tap.probing() as probes:
+            self.run()
+        rows = {int(probe.shape[0]) for probe in probes if probe.ndim}
+        if rows <= {self.examples}:
+            return
+        order = torch.arange(self.examples, device=self.device).flip(0)
+        for tap.stacked in (False, True):
+            scores, reordered = self.scores(tap), self.scores(tap, order=order)
+            if torch.allclose(reordered, scores[order], rtol=1e-3, atol=1e-6):
+                return
+        raise RuntimeError(
+            "Rows of the head must belong to examples, one after the other or one "
+            f"batch after the other, got {sorted(rows)} rows for {self.examples} "
+            "examples whose scores change with their order. Pass `head=` with a module "
+            "that is batch-first."
+        )
+
+    def scores(
+        self,
+        tap: HeadTap,
+        scorer: Scorer | None = None,
+        order: Tensor | None = None,
+    ) -> Tensor:
+        """Score a part, by the upper bound unless told otherwise."""
+        scorer = UpperBound() if scorer is None else scorer
+        batch = self._take(0, order)
+        with self.context():
+            return scorer.score(lambda: self.loss(batch), tap, self.examples).scores

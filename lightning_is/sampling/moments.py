@@ -1,0 +1,60 @@
+"""Moments of the scores: all that gates and ranks need to know, in one small tensor."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_is.sampling.gates import Evidence
+from lightning_is.sampling.numerics import faults, precise
+from lightning_is.sampling.plan import ImportancePlan
+
+
+def moments(
+    scores: Float[Tensor, " n"], batch_size: int, plan: ImportancePlan
+) -> Float[Tensor, " 6"]:
+    """Pack what the scores of one presample show, so that ranks can add theirs up.
+
+    Args:
+        scores: One per example, of shape ``(n,)``.
+        batch_size: Examples drawn from them, or that would be, in ``[1, n]``.
+        plan: Draws them.
+
+    Returns:
+        ``n``, ``batch_size``, the sums of the scores and of their squares, the noise of
+        the draw times ``n`` squared, and the number of scores at fault.
+    """
+    wide = precise(scores)
+    probs = plan.distribution(scores)
+    noise = plan.selection.noise(wide, probs, batch_size)
+    # Filled, not copied: a copy from the host would wait for the device.
+    sizes = [wide.new_full((), float(size)) for size in (len(scores), batch_size)]
+    sums = [wide.sum(), wide.square().sum(), noise * len(scores) ** 2]
+    return torch.stack([*sizes, *sums, faults(scores).sum().to(wide)])
+
+
+def evidence(
+    packed: Sequence[float], presample_size: int, batch_size: int
+) -> Evidence | None:
+    """Unpack moments, of one rank or summed over several.
+
+    Args:
+        packed: From `moments`.
+        presample_size: Examples that an open step scores, on one rank.
+        batch_size: Examples that an open step trains on, on one rank.
+
+    Returns:
+        Tau and effective batch over all the ranks; None if there were no scores.
+
+    Example:
+        >>> scores = torch.tensor([0.0, 0.0, 5.0, 0.0])
+        >>> evidence(moments(scores, 1, ImportancePlan()).tolist(), 4, 1).tau
+        2.0
+    """
+    n, drawn, total, squares, noise, _ = packed
+    if n == 0:
+        return None
+    tau = (n * squares) ** 0.5 / total if total > 0 else 1.0
+    gain = n / drawn * squares / (squares + noise) if squares > 0 else 1.0
+    return Evidence(tau, gain, presample_size, batch_size)

@@ -1,0 +1,164 @@
+"""Running the user's step without a trace: the scoring pass changes nothing."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+ScoreMode = Literal["eval", "train"]
+
+_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+_LOGGING = ("log", "log_dict")
+
+
+@final
+class TracelessContext:
+    """Lets a module's step run, then puts everything back as it was.
+
+    Kept: train flags, running statistics, metric states, global random states (torch
+    on the CPU and the module's device, NumPy, Python), and the plain attributes of the
+    module, such as counters and lists that a step appends to. Muted: ``log`` and
+    ``log_dict``. Not covered: what a step does to the outside world (files, its
+    logger's ``experiment``), parameters it changes in place, and attributes of other
+    objects. ``.grad`` is safe because no backward pass reaches a parameter.
+
+    The module's parts are listed once, so no step walks the module tree.
+
+    Args:
+        module: The module whose step will run.
+        score_mode: ``"eval"`` switches dropout and its like off; ``"train"`` leaves
+            the flags as they are.
+        loggers: Modules whose logging methods to mute; the module alone by default.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        score_mode: ScoreMode = "eval",
+        loggers: Sequence[nn.Module] | None = None,
+    ) -> None:
+        self._score_mode = score_mode
+        self._modules = tuple(module.modules())
+        self._loggers = (module,) if loggers is None else tuple(loggers)
+        self._metrics = [m for m in self._modules if isinstance(m, Metric)]
+        self._norms = [m for m in self._modules if isinstance(m, _NORMS)]
+
+    @contextmanager
+    def __call__(self, *, update_statistics: bool = False) -> Iterator[None]:
+        """Run what is inside without a trace.
+
+        Args:
+            update_statistics: Let normalisation layers in train mode normalise by this
+                batch and take its statistics in, as in an ordinary step: the one trace
+                that is wanted of a presample, which unlike the drawn batch is uniform.
+        """
+        attributes = [_Attributes(module) for module in self._loggers]
+        metrics = [_metric_state(metric) for metric in self._metrics]
+        training = [module.training for module in self._modules]
+        live = [norm for norm in self._norms if norm.training]
+        with random_states_kept(self._device()):
+            try:
+                self._mute()
+                self._set_modes(live if update_statistics else [])
+                with self.frozen_statistics(active=not update_statistics):
+                    yield
+            finally:
+                for module, flag in zip(self._modules, training, strict=True):
+                    module.__dict__["training"] = flag
+                for metric, state in zip(self._metrics, metrics, strict=True):
+                    metric.__dict__.update(state)
+                for saved in attributes:
+                    saved.restore()
+
+    @contextmanager
+    def frozen_statistics(self, *, active: bool = True) -> Iterator[None]:
+        """Keep normalisation layers from taking in the statistics of what runs inside.
+
+        They still normalise as they would; only the running averages stay.
+        """
+        frozen = [n for n in self._norms if active and n.track_running_stats]
+        for norm in frozen:
+            # Without tracking, a layer in eval mode falls back to batch statistics.
+            norm.track_running_stats = not norm.training
+        try:
+            yield
+        finally:
+            for norm in frozen:
+                norm.track_running_stats = True
+
+    def _mute(self) -> None:
+        for module in self._loggers:
+            for name in _LOGGING:
+                module.__dict__[name] = _ignore
+
+    def _set_modes(self, keep: Sequence[nn.Module]) -> None:
+        if self._score_mode == "train":
+            return
+        for module in self._modules:
+            module.__dict__["training"] = False
+        for module in keep:
+            module.__dict__["training"] = True
+
+    def _device(self) -> torch.device:
+        parameter = next(self._modules[0].parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stand in for a logging method."""
+
+
+class _Attributes:
+    """A module's own attributes, and the lengths of the lists and dicts among them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._saved = dict(module.__dict__)
+        self._lengths = [
+            (value, len(value))
+            for name, value in self._saved.items()
+            if type(value) in (list, dict) and not name.startswith("_")
+        ]
+
+    def restore(self) -> None:
+        own = self._module.__dict__
+        for name in own.keys() - self._saved.keys():
+            del own[name]
+        own.update(self._saved)
+        for container, length in self._lengths:
+            while len(container) > length:
+                container.popitem() if type(container) is dict else container.pop()
+
+
+def _metric_state(metric: Metric) -> dict[str, Any]:
+    """Copy a metric's attributes, with its states cloned: updates work in place."""
+    saved = dict(metric.__dict__)
+    for name, state in metric.metric_state.items():
+        saved[name] = state.clone() if isinstance(state, Tensor) else list(state)
+    return saved
+
+
+@contextmanager
+def random_states_kept(device: torch.device) -> Iterator[None]:
+    """Put the global random states back as they were, also after an exception."""
+    devices = [device] if device.type == "cuda" else []
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

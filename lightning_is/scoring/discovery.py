@@ -1,0 +1,150 @@
+"""Finding the head of a network nobody described, and checking that it is one."""
+
+from collections import deque
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from lightning_is.scoring.tap import HeadTap
+
+Owners = dict[Node, nn.Module]
+
+
+@contextmanager
+def traced_outputs(module: nn.Module) -> Iterator[Owners]:
+    """Record which parametrised module made which node of the autograd graph."""
+    owners: Owners = {}
+
+    def note(made_by: nn.Module, args: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.grad_fn is not None:
+            owners.setdefault(output.grad_fn, made_by)  # the innermost comes first
+
+    handles = [
+        part.register_forward_hook(note)
+        for part in module.modules()
+        if next(part.parameters(recurse=False), None) is not None
+    ]
+    try:
+        yield owners
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_heads(loss: Tensor, owners: Owners) -> list[nn.Module]:
+    """Find the modules that the loss was computed from.
+
+    Walks the autograd graph back from the loss to the nearest outputs of modules with
+    parameters of their own. Several are fine (two heads, one head called twice) unless
+    one feeds another, where no single cut separates loss and network.
+
+    Args:
+        loss: A loss with its graph.
+        owners: From `traced_outputs`, around the computation of the loss.
+
+    Raises:
+        RuntimeError: If no head is found, or one feeds another.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+        >>> with traced_outputs(net) as owners:
+        ...     loss = net(torch.ones(4, 2)).square().mean()
+        >>> find_heads(loss, owners)
+        [Linear(in_features=3, out_features=1, bias=True)]
+    """
+    start = [] if loss.grad_fn is None else [loss.grad_fn]
+    found = _reach(start, owners)
+    heads = list(dict.fromkeys(owners[node] for node in found))
+    if not heads:
+        raise RuntimeError(
+            "The loss must be computed from the output of a module with parameters, "
+            "got a loss that reaches none (is the network compiled, or every parameter "
+            "frozen?). Pass `head=` with the module that gives the logits."
+        )
+    behind = [child for node in found for child in _children(node)]
+    if _reach(behind, set(found)):
+        names = sorted({type(owners[node]).__name__ for node in found})
+        raise RuntimeError(
+            "One module must separate the loss from the rest of the network, got "
+            f"several that feed one another ({', '.join(names)}), as residual "
+            "connections around the last layer do. Pass `head=` with the module whose "
+            "output alone determines the loss."
+        )
+    return heads
+
+
+def _children(node: Node) -> list[Node]:
+    return [child for child, _ in node.next_functions if child is not None]
+
+
+def _reach(start: list[Node], stops: Container[Node]) -> list[Node]:
+    """Walk back breadth-first; return the nodes of ``stops`` where the walk ends."""
+    queue, seen, found = deque(start), set(start), []
+    while queue:
+        node = queue.popleft()
+        if node in stops:
+            found.append(node)
+            continue
+        for child in _children(node):
+            if child not in seen:
+                seen.add(child)
+                queue.append(child)
+    return found
+
+
+def bypassing_parameters(
+    module: nn.Module, tap: HeadTap, steps: tuple[Callable[[], Tensor], ...]
+) -> list[str]:
+    """Name the parameters whose data-dependent gradient does not pass the head.
+
+    Such gradients would escape the weights: a learnable temperature after the head, a
+    weight tied to it by hand, a second head. A penalty on the parameters also bypasses
+    the head, rightly: its gradient does not depend on the data, so it is the same for
+    both steps.
+
+    Args:
+        module: Holds the parameters.
+        tap: On the head.
+        steps: Two functions that compute the loss on different examples.
+    """
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    seen: list[tuple[Tensor | None, ...]] = []
+    for step in steps:
+        with torch.enable_grad(), tap.probing(cut=True):
+            loss = step()
+        seen.append(
+            torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+            if loss.requires_grad
+            else (None,) * len(named)
+        )
+        if all(gradient is None for gradient in seen[0]):
+            return []
+    pairs = zip(named, seen[0], seen[-1], strict=True)
+    return [name for (name, _), a, b in pairs if not _same(a, b)]
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-7)
+
+
+def tensor_attributes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Identify the tensors that a module and its parts keep as plain attributes."""
+    return {
+        f"{path}.{name}".lstrip("."): tuple(id(t) for t in _tensors(value))
+        for path, part in module.named_modules()
+        for name, value in part.__dict__.items()
+        if not name.startswith("_")
+    }
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value] if value.ndim else []
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []

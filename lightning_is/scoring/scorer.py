@@ -1,0 +1,51 @@
+"""What a fresh scorer is: scores for the batch at hand, from the user's own step."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_is.scoring.tap import HeadTap
+
+Step = Callable[[], Tensor]
+"""Runs the user's step on a batch: its mean loss, or one loss per example."""
+
+Reading = Callable[[int], Float[Tensor, " n"] | None]
+"""Returns the scores of the ``n`` examples just trained on, if there are any."""
+
+
+class Scored(NamedTuple):
+    """What a scoring pass found.
+
+    Attributes:
+        scores: One per example, at least 0.
+        loss: Mean loss of the batch, unweighted.
+    """
+
+    scores: Float[Tensor, " n"]
+    loss: Float[Tensor, ""]
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores examples by how much a training step would learn from them."""
+
+    def score(self, step: Step, tap: HeadTap, examples: int) -> Scored:
+        """Score a batch by running ``step`` on it, without a backbone's backward pass.
+
+        Args:
+            step: Runs the user's step; called once, in a context that leaves no trace.
+            tap: On the head of the module.
+            examples: The number of examples in the batch.
+        """
+        ...
+
+    def observing(self, tap: HeadTap) -> AbstractContextManager[Reading]:
+        """Watch an ordinary training step, whose scores then come for free.
+
+        Yields:
+            A function to call after the backward pass.
+        """
+        ...
