@@ -1,14 +1,13 @@
 """The callback: importance sampling for an unchanged module."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_is import host
-from lightning_is.engine import Engine, Head, Progress, Settings
+from lightning_is.engine import Engine
 from lightning_is.sampling.distributions import Proportional
 from lightning_is.sampling.gates import EfficiencyGate, Gate, TauGate
 from lightning_is.sampling.plan import ImportancePlan
@@ -17,6 +16,14 @@ from lightning_is.sampling.weights import PowerWeights
 from lightning_is.scoring.context import ScoreMode
 from lightning_is.scoring.scorer import Scorer
 from lightning_is.scoring.upper_bound import UpperBound
+from lightning_is.settings import (
+    ExampleLosses,
+    Head,
+    IndexFunction,
+    Progress,
+    Settings,
+    WhenClosed,
+)
 
 _VERSION = 1
 
@@ -46,7 +53,8 @@ class ImportanceSamplingCallback(Callback):
         per_sample_loss: ``(module, batch) -> losses`` of shape ``(n,)``, to score by
             instead of the loss of ``training_step``.
         index_fn: ``(batch, indices) -> batch``, to pick examples from batches whose
-            structure is unusual; ``indices`` has shape ``(b,)``.
+            structure is unusual; ``indices`` has shape ``(b,)``, or is None to ask for
+            the number of examples instead.
         score_mode: Score with dropout off (``"eval"``) or as in training (``"train"``).
         seed: Of the draws, at least 0; they never touch the global random states.
 
@@ -66,14 +74,13 @@ class ImportanceSamplingCallback(Callback):
         scorer: Scorer | None = None,
         plan: ImportancePlan | None = None,
         gate: Gate | None = None,
-        when_closed: Literal["all", "subset"] = "all",
+        when_closed: WhenClosed = "all",
         head: Head | None = None,
-        per_sample_loss: Callable[[LightningModule, Any], Tensor] | None = None,
-        index_fn: Callable[[Any, Tensor], Any] | None = None,
+        per_sample_loss: ExampleLosses | None = None,
+        index_fn: IndexFunction | None = None,
         score_mode: ScoreMode = "eval",
         seed: int = 0,
     ) -> None:
-        _check(batch_size, when_closed, score_mode, seed)
         self.gate: Gate = EfficiencyGate() if gate is None else gate
         self._settings = Settings(
             batch_size=batch_size,
@@ -96,8 +103,8 @@ class ImportanceSamplingCallback(Callback):
         *,
         scorer: Scorer | None = None,
         head: Head | None = None,
-        per_sample_loss: Callable[[LightningModule, Any], Tensor] | None = None,
-        index_fn: Callable[[Any, Tensor], Any] | None = None,
+        per_sample_loss: ExampleLosses | None = None,
+        index_fn: IndexFunction | None = None,
         score_mode: ScoreMode = "eval",
         seed: int = 0,
     ) -> "ImportanceSamplingCallback":
@@ -167,7 +174,7 @@ class ImportanceSamplingCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the loader what is wanted first, after a resumed state was loaded."""
         if self._engine is not None:
-            self._engine.tell_sampler()
+            self._engine.ledger.tell_sampler()
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -187,7 +194,9 @@ class ImportanceSamplingCallback(Callback):
         """Pass on what the step showed, and log it at the Trainer's interval."""
         if self._engine is None:
             return
-        loss = outputs["loss"] if isinstance(outputs, dict) else None
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if loss is not None:  # it comes divided by the number of accumulated batches
+            loss = loss.detach() * trainer.accumulate_grad_batches
         self._engine.end_step(batch, loss)
         if not host.logs_now(trainer):
             return
@@ -199,7 +208,7 @@ class ImportanceSamplingCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a loader that never yielded enough to draw from."""
         if self._engine is not None:
-            self._engine.check_epoch()
+            self._engine.ledger.check_epoch()
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -229,7 +238,7 @@ class ImportanceSamplingCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the gate's state, the seed and the number of draws, plainly."""
         if self._engine is not None:
-            self._engine.settle()
+            self._engine.ledger.settle()
         return {
             "version": _VERSION,
             "seed": self._progress.seed,
@@ -252,23 +261,3 @@ class ImportanceSamplingCallback(Callback):
         self.gate.load_state_dict(state_dict["gate"])
         self._progress.seed = state_dict["seed"]
         self._progress.draws = state_dict["draws"]
-
-
-def _check(batch_size: int, when_closed: str, score_mode: str, seed: int) -> None:
-    if batch_size < 1:
-        raise ValueError(
-            f"`batch_size` must be at least 1, got {batch_size}. A quarter of the "
-            "loader's batch size is a good start."
-        )
-    if when_closed not in ("all", "subset"):
-        raise ValueError(
-            f'`when_closed` must be "all" or "subset", got {when_closed!r}. "all" '
-            "trains on whatever was loaded."
-        )
-    if score_mode not in ("eval", "train"):
-        raise ValueError(
-            f'`score_mode` must be "eval" or "train", got {score_mode!r}. "eval" '
-            "scores without dropout noise."
-        )
-    if seed < 0:
-        raise ValueError(f"`seed` must be at least 0, got {seed}.")

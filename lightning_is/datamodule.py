@@ -1,5 +1,6 @@
 """The data module that loads presamples only while they are wanted."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -136,7 +137,7 @@ class OversamplingDataModule(LightningDataModule):
         )
 
 
-def _parts(loader: Any) -> tuple[Sampler[int], int]:
+def _parts(loader: Any) -> tuple[Sampler[int] | Iterable[int], int]:
     """Return sampler and batch size; refuse loaders that have none of their own."""
     if type(loader) is not DataLoader:
         raise TypeError(
@@ -155,4 +156,5 @@ def _parts(loader: Any) -> tuple[Sampler[int], int]:
             f"{type(loader.batch_sampler).__name__} as its batch sampler. Give "
             "`batch_size` and `sampler` to the DataLoader instead."
         )
-    return loader.batch_sampler.sampler, loader.batch_sampler.batch_size
+    batches: BatchSampler = loader.batch_sampler
+    return batches.sampler, batches.batch_size

@@ -6,6 +6,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+Mark = float | torch.cuda.Event
+"""A moment, on the clock of the device."""
+
 
 @final
 class Readback:
@@ -53,7 +56,7 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self._on_cuda = device.type == "cuda"
 
-    def mark(self) -> "float | torch.cuda.Event":
+    def mark(self) -> Mark:
         """Note this moment; on CUDA, the moment the device gets here."""
         if not self._on_cuda:
             return time.perf_counter()
@@ -61,9 +64,7 @@ class Stopwatch:
         event.record()
         return event
 
-    def seconds(
-        self, start: "float | torch.cuda.Event", end: "float | torch.cuda.Event"
-    ) -> float:
+    def seconds(self, start: Mark, end: Mark) -> float:
         """Return the time between two marks; on CUDA this waits for the second."""
         if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
             end.synchronize()

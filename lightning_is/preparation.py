@@ -20,6 +20,10 @@ from lightning_is.scoring.tap import HeadTap
 from lightning_is.scoring.upper_bound import UpperBound
 
 
+class NoLossError(Exception):
+    """The user's step returned None: nothing to score."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """A few examples to try things on.
@@ -126,3 +130,38 @@ class Trial:
         batch = self._take(0, order)
         with self.context():
             return scorer.score(lambda: self.loss(batch), tap, self.examples).scores
+
+
+def prepare(
+    trial: Trial, heads: list[nn.Module] | None, scorer: Scorer
+) -> HeadTap | None:
+    """Put a tap on the head, and refuse what would be silently wrong.
+
+    Args:
+        trial: A few examples to try things on.
+        heads: The heads, or None to find them.
+        scorer: Must be able to score them.
+
+    Returns:
+        The attached tap; None if the step returned no loss this time.
+
+    Raises:
+        RuntimeError: If no head separates the loss from the network, or the step
+            carries state from batch to batch.
+        ValueError: If the scorer cannot score this step.
+    """
+    tap = None
+    try:
+        trial.refuse_hidden_state()
+        tap = HeadTap(trial.find_heads() if heads is None else heads)
+        tap.attach()
+        trial.settle_layout(tap)
+        trial.refuse_bypass(tap)
+        trial.scores(tap, scorer)
+    except Exception as problem:
+        if tap is not None:
+            tap.detach()
+        if isinstance(problem, NoLossError):
+            return None
+        raise
+    return tap

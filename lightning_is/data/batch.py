@@ -66,8 +66,8 @@ def _walk(node: Any, leaf: Callable[[Any], Any]) -> Any:
         return record
     raise TypeError(
         "A batch must be built of tensors, arrays, lists, tuples, mappings and "
-        f"dataclasses, got a {type(node).__qualname__} in it. Pass `index_fn=lambda "
-        "batch, indices: ...`, which picks examples from such a batch."
+        f"dataclasses, got a {type(node).__qualname__} in it. Pass `index_fn=`, "
+        "which picks examples from such a batch."
     )
 
 
@@ -95,7 +95,7 @@ def batch_size(batch: Any) -> int:
         raise ValueError(
             "All parts of a batch must have one row per example, got leading sizes "
             f"{sizes or 'none'}. Put the examples along dimension 0, or pass "
-            "`index_fn=lambda batch, indices: ...` to select examples."
+            "`index_fn=`, which counts and picks examples."
         )
     return sizes[0]
 

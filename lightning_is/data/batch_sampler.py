@@ -1,6 +1,6 @@
 """A batch sampler that hands out presamples while sampling is on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from torch.utils.data import BatchSampler, DistributedSampler, Sampler
@@ -35,7 +35,7 @@ class PresampleBatchSampler(BatchSampler):
 
     def __init__(
         self,
-        sampler: Sampler[int] | range,
+        sampler: Sampler[int] | Iterable[int],
         batch_size: int,
         drop_last: bool,
         presample_size: int,

@@ -67,7 +67,7 @@ def _check(probs: Float[Tensor, " B"], batch_size: int, most: int) -> None:
     """Refuse an impossible size; on the CPU, where looking is free, bad ``probs``."""
     if probs.device.type == "cpu":
         check_probs(probs)
-    check_batch_size(batch_size, max(most, 1))
+    check_batch_size(batch_size, most)
 
 
 def _uniform(
@@ -116,7 +116,7 @@ class Multinomial:
         generator: Generator | None = None,
     ) -> Draw:
         """Draw ``batch_size`` candidates independently; counts are ``b * p_i``."""
-        _check(probs, batch_size, most=batch_size)
+        _check(probs, batch_size, most=max(batch_size, len(probs)))
         units, _ = _uniform(batch_size, generator)
         indices = _pointers(probs, units)
         return Draw(indices, batch_size * probs[indices])

@@ -168,7 +168,8 @@ def example_norms(
     ]
     if len(norms) == 1:
         return norms[0]
-    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    joined: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return joined
 
 
 def _by_example(gradient: Tensor, examples: int, *, stacked: bool) -> Tensor:

@@ -1,0 +1,125 @@
+"""The ledger: what steps showed of their scores, on its way to gate and loader."""
+
+from typing import final
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_is import host
+from lightning_is.monitor import Readback
+from lightning_is.sampling.gates import Evidence, Gate
+from lightning_is.sampling.moments import evidence, moments
+from lightning_is.sampling.numerics import check_scores
+from lightning_is.settings import Settings
+
+
+@final
+class Ledger:
+    """Adds up evidence over the ranks and hands it to the gate, a step later.
+
+    Args:
+        trainer: Runs the fit.
+        gate: Is told, and asked what the loader should emit.
+        settings: Of the callback.
+
+    Attributes:
+        last: The evidence last handed over.
+        largest: Examples of the largest batch seen.
+    """
+
+    def __init__(self, trainer: Trainer, gate: Gate, settings: Settings) -> None:
+        self._trainer, self._gate, self._settings = trainer, gate, settings
+        self._readback = Readback()
+        self._scores: Tensor | None = None  # behind what is being read back
+        self.last: Evidence | None = None
+        self.largest = 0
+
+    @property
+    def presample_size(self) -> int:
+        """Examples that an open step scores."""
+        sampler = host.presample_sampler(self._trainer)
+        return self.largest if sampler is None else sampler.presample_size
+
+    def prospect(self, scores: Tensor) -> Tensor:
+        """Return the moments of a uniform step, as if it had been drawn from."""
+        share = self._settings.batch_size / max(self.presample_size, 1)
+        drawn = min(max(1, round(share * len(scores))), len(scores))
+        return moments(scores, drawn, self._settings.plan)
+
+    def send(self, packed: Tensor | None, scores: Tensor | None) -> None:
+        """Send the moments of a step on their way; every rank must, each step."""
+        if self._trainer.world_size > 1:
+            if packed is None:
+                device = self._trainer.strategy.root_device
+                packed = torch.zeros(6, dtype=torch.float64, device=device)
+            reduced = self._trainer.strategy.reduce(packed, reduce_op="sum")
+            packed = torch.as_tensor(reduced)
+        if packed is not None:
+            self._scores = scores
+            self._readback.push(packed)
+
+    def settle(self) -> None:
+        """Hand the evidence of the last step to the gate.
+
+        Raises:
+            ValueError: If its scores were NaN, infinite or negative on an accelerator,
+                where this is found out now.
+        """
+        packed = self._readback.pop()
+        if packed is None:
+            return
+        if packed[-1] > 0:
+            if self._scores is not None:
+                check_scores(self._scores)
+            raise ValueError(
+                f"Scores must be finite and at least 0, got {packed[-1]:.0f} that are "
+                "not on another rank. Its message says which."
+            )
+        found = evidence(packed, self.presample_size, self._settings.batch_size)
+        if found is not None:
+            self.last = found
+            self._gate.observe(found)
+        self.tell_sampler()
+
+    def tell_sampler(self) -> None:
+        """Let the loader know which batches are wanted next."""
+        sampler = host.presample_sampler(self._trainer)
+        if sampler is not None:
+            sampler.is_open = self._gate.is_open
+
+    def check_loader(self) -> None:
+        """Refuse a loader whose announced batch size leaves nothing to draw from.
+
+        Raises:
+            ValueError: If it does.
+        """
+        wanted = self._settings.batch_size
+        sampler = host.presample_sampler(self._trainer)
+        given = host.loader_batch_size(self._trainer)
+        if sampler is not None and sampler.batch_size != wanted:
+            raise ValueError(
+                "The loader's batch size must be the callback's while presampling, got "
+                f"{sampler.batch_size} and `batch_size={wanted}`. Make them equal."
+            )
+        if sampler is None and given is not None and given <= wanted:
+            raise ValueError(_too_small(wanted, given))
+
+    def check_epoch(self) -> None:
+        """Refuse a loader none of whose batches was large enough to draw from.
+
+        Raises:
+            ValueError: If so.
+        """
+        wanted = self._settings.batch_size
+        if host.presample_sampler(self._trainer) is None and self.largest <= wanted:
+            raise ValueError(_too_small(wanted, self.largest))
+
+
+def _too_small(wanted: int, got: int) -> str:
+    return (
+        "`batch_size` must be smaller than the batches of the loader, got "
+        f"batch_size={wanted} and batches of at most {got}. Load larger batches (four "
+        "times as large, say), lower `batch_size`, or wrap the data in an "
+        "OversamplingDataModule."
+    )

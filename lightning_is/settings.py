@@ -1,0 +1,70 @@
+"""What the user asked for, checked, and what survives a checkpoint."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_is.sampling.plan import ImportancePlan
+from lightning_is.scoring.context import ScoreMode
+from lightning_is.scoring.scorer import Scorer
+
+Head = str | nn.Module | Sequence[str | nn.Module]
+ExampleLosses = Callable[[LightningModule, Any], Tensor]
+IndexFunction = Callable[[Any, Tensor | None], Any]
+WhenClosed = Literal["all", "subset"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `ImportanceSamplingCallback`, which explains them.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+
+    batch_size: int
+    scorer: Scorer
+    plan: ImportancePlan
+    when_closed: WhenClosed
+    head: Head | None
+    per_sample_loss: ExampleLosses | None
+    index_fn: IndexFunction | None
+    score_mode: ScoreMode
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(
+                f"`batch_size` must be at least 1, got {self.batch_size}. A quarter of "
+                "the loader's batch size is a good start."
+            )
+        if self.when_closed not in ("all", "subset"):
+            raise ValueError(
+                f'`when_closed` must be "all" or "subset", got {self.when_closed!r}. '
+                '"all" trains on whatever was loaded.'
+            )
+        if self.score_mode not in ("eval", "train"):
+            raise ValueError(
+                f'`score_mode` must be "eval" or "train", got {self.score_mode!r}. '
+                '"eval" scores without dropout noise.'
+            )
+
+
+@dataclass
+class Progress:
+    """What survives a checkpoint besides the gate: two integers.
+
+    Raises:
+        ValueError: If ``seed`` is negative.
+    """
+
+    seed: int
+    draws: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(
+                f"`seed` must be at least 0, got {self.seed}. Any other number does."
+            )
