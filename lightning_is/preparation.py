@@ -17,7 +17,7 @@ from lightning_is.scoring.discovery import (
 )
 from lightning_is.scoring.scorer import Scorer
 from lightning_is.scoring.tap import HeadTap
-from lightning_is.scoring.upper_bound import UpperBound
+from lightning_is.scoring.upper_bound import UpperBound, refuse_silence
 
 
 class NoLossError(Exception):
@@ -66,7 +66,7 @@ class Trial:
                 with random_states_kept(self.device):
                     losses.append(self.loss(batch).mean())
                 after = tensor_attributes(self.module)
-                changed = [name for name in after if after[name] != before.get(name)]
+                changed = [n for n, kept in after.items() if kept != before.get(n)]
                 if not changed:
                     return
         if not torch.allclose(losses[0], losses[1], rtol=1e-5, atol=0):
@@ -104,6 +104,7 @@ class Trial:
         """
         with torch.no_grad(), tap.probing() as probes:
             self.run()
+        refuse_silence(probes)
         rows = {int(probe.shape[0]) for probe in probes if probe.ndim}
         if rows <= {self.examples}:
             return

@@ -138,7 +138,7 @@ def tensor_attributes(module: nn.Module) -> dict[str, tuple[int, ...]]:
         f"{path}.{name}".lstrip("."): tuple(id(t) for t in _tensors(value))
         for path, part in module.named_modules()
         for name, value in part.__dict__.items()
-        if not name.startswith("_")
+        if not name.startswith("_") and _tensors(value)
     }
 
 

@@ -8,13 +8,13 @@ from functools import cache
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_is.scoring.scorer import Reading, Scored, Step
-from lightning_is.scoring.tap import HeadTap
+from lightning_is.scoring.tap import HeadTap, by_example
 
 _LOSSES = frozenset(
     {
@@ -58,7 +58,7 @@ class Loss:
         Raises:
             ValueError: If the step's loss is not the mean of the losses found.
         """
-        with torch.no_grad(), LossRecorder() as recorder:
+        with torch.no_grad(), LossRecorder(stacked=tap.stacked) as recorder:
             loss = step().detach()
         given = loss.ndim > 0  # one loss per example, by the user's own function
         losses = loss.float() if given else recorder.example_losses(examples, loss)
@@ -67,7 +67,7 @@ class Loss:
     @contextmanager
     def observing(self, tap: HeadTap) -> Iterator[Reading]:
         """Record the losses that an ordinary step computes anyway."""
-        with LossRecorder() as recorder:
+        with LossRecorder(stacked=tap.stacked) as recorder:
             yield recorder.example_losses
 
 
@@ -79,6 +79,9 @@ class LossRecorder(TorchFunctionMode):
     the reduced loss times the number of examples, so their mean is the reduced loss,
     with class weights, ``ignore_index`` and padding as the loss itself counts them.
 
+    Args:
+        stacked: As in `HeadTap`, where there are ``k * n`` rows of losses.
+
     Example:
         >>> z, y = torch.tensor([[0.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 0])
         >>> with LossRecorder() as recorder:
@@ -87,8 +90,9 @@ class LossRecorder(TorchFunctionMode):
         tensor([6.9315e-01, 1.2337e-04])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, stacked: bool = False) -> None:
         super().__init__()
+        self._stacked = stacked
         self._found: list[tuple[Tensor, Tensor]] = []
 
     def __torch_function__(
@@ -130,7 +134,8 @@ class LossRecorder(TorchFunctionMode):
             if rows == 0 or rows % examples:
                 shape = tuple(unreduced.shape)
                 raise ValueError(_explain(f"losses of shape {shape} for {examples}"))
-            sums = unreduced.float().reshape(examples, -1).sum(1)
+            unreduced = by_example(unreduced, examples, stacked=self._stacked)
+            sums = unreduced.float().sum(1)
             whole = sums.sum()
             share = torch.where(whole == 0, torch.zeros_like(sums), sums / whole)
             total = total.to(share.device) + share * reduced.float() * examples

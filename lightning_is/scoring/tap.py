@@ -160,7 +160,7 @@ def example_norms(
     """
     norms: list[Tensor] = [
         torch.linalg.vector_norm(
-            _by_example(gradient.detach(), examples, stacked=stacked),
+            by_example(gradient.detach(), examples, stacked=stacked),
             dim=1,
             dtype=torch.float32,
         )
@@ -172,9 +172,9 @@ def example_norms(
     return joined
 
 
-def _by_example(gradient: Tensor, examples: int, *, stacked: bool) -> Tensor:
+def by_example(gradient: Tensor, examples: int, *, stacked: bool) -> Tensor:
     """Bring the rows of each example together, of shape ``(n, ...)``."""
     copies = rows_per_example(gradient, examples)
     if stacked and copies > 1:
-        gradient = gradient.view(copies, examples, -1).transpose(0, 1)
+        gradient = gradient.reshape(copies, examples, -1).transpose(0, 1)
     return gradient.reshape(examples, -1)

@@ -78,18 +78,30 @@ def head_gradients(loss: Tensor, probes: list[Tensor], examples: int) -> list[Te
     Raises:
         RuntimeError: If there is no probe, or the loss depends on none of them.
     """
+    refuse_silence(probes)
+    gradients: list[Tensor] = []
+    if loss.requires_grad:
+        # Scaled before the backward pass, or small gradients vanish in half precision.
+        scale = torch.full_like(loss, examples)
+        found = torch.autograd.grad(loss, probes, grad_outputs=scale, allow_unused=True)
+        gradients = [gradient for gradient in found if gradient is not None]
+    if not gradients:
+        raise RuntimeError(
+            "The loss must be computed from the output of the head, got one that does "
+            "not depend on it. Pass `head=` with the module that gives the logits."
+        )
+    return gradients
+
+
+def refuse_silence(probes: list[Tensor]) -> None:
+    """Refuse a step in which no head ran.
+
+    Raises:
+        RuntimeError: If there is no probe.
+    """
     if not probes:
         raise RuntimeError(
             "The head must run in every training step, got a step in which it did "
             "not. Pass `head=` with the module that gives the logits; of a compiled "
             "network, compile it after the fit has begun or call torch.compiler.reset."
         )
-    if not loss.requires_grad:
-        raise RuntimeError(
-            "The loss must be computed from the output of the head, got one that does "
-            "not depend on it. Pass `head=` with the module that gives the logits."
-        )
-    # Scaled before the backward pass, or small gradients vanish in half precision.
-    scale = torch.full_like(loss, examples)
-    found = torch.autograd.grad(loss, probes, grad_outputs=scale, allow_unused=True)
-    return [gradient for gradient in found if gradient is not None]

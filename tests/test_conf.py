@@ -1,0 +1,97 @@
+"""Every file of the configuration composes into objects, and no part lacks a file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning import LightningModule
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_is import OversamplingDataModule
+from lightning_is.experiments import data, models, wide_resnet
+from lightning_is.experiments.curves import CurveRecorder
+from lightning_is.experiments.train import make_trainer, presampled
+
+CONF = Path(__file__).parents[1] / "conf"
+FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
+GROUPS = sorted({path.parent.name for path in FILES})
+NEEDS = {"data/rare_hard": ["model=mlp"]}  # points are no images
+
+
+def composed(folder: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [*overrides, f"output_dir={folder}", "title=t"])
+
+
+def chosen(path: Path) -> list[str]:
+    group, option = path.parts
+    return [] if group == "hydra" else [f"{group}={option}"]  # hydra's is in every run
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_file_becomes_objects(path, tmp_path):
+    # Machines without a GPU must be able to build what asks for one.
+    cpu = ["trainer.accelerator=cpu"]
+    cfg = composed(tmp_path, *chosen(path), *NEEDS.get(str(path), []), *cpu)
+    assert isinstance(instantiate(cfg.classifier, _convert_="all"), LightningModule)
+    trainer = make_trainer(cfg, CurveRecorder())
+    module = presampled(cfg, instantiate(cfg.data))
+    wanted = cfg.method.presample_size
+    sized = isinstance(module, OversamplingDataModule)
+    assert (module.presample_size if sized else None) == wanted
+    assert any(isinstance(c, CurveRecorder) for c in trainer.callbacks)
+
+
+def test_every_group_is_part_of_a_run():
+    defaults = OmegaConf.load(CONF / "train.yaml").defaults
+    named = {name for line in defaults if line != "_self_" for name in line}
+    assert named == set(GROUPS)
+
+
+def test_every_method_has_a_file():
+    assert {p.name for p in FILES if p.parent.name == "method"} == {
+        "uniform",
+        "trim",
+        "upper_bound",
+        "loss",
+    }
+
+
+def targets() -> set[str]:
+    def walk(node: Any) -> set[str]:
+        if not isinstance(node, dict):
+            return set()
+        own = {node["_target_"].rsplit(".", 1)[-1]} if "_target_" in node else set()
+        return own.union(*(walk(child) for child in node.values()))
+
+    files = (OmegaConf.load((CONF / path).with_suffix(".yaml")) for path in FILES)
+    return set().union(*(walk(OmegaConf.to_container(f)) for f in files))
+
+
+def test_every_data_module_and_network_has_a_file():
+    modules = [vars(module) for module in (data, models, wide_resnet)]
+    parts = {
+        name
+        for names in modules
+        for name, value in names.items()
+        if isinstance(value, type)
+        and name not in {"TensorDataModule", "Block"}
+        and (issubclass(value, data.TensorDataModule) or hasattr(value, "forward"))
+    }
+    assert parts
+    assert parts <= targets()
+
+
+def test_the_presample_follows_the_batch(tmp_path):
+    cfg = composed(tmp_path, "method=upper_bound", "data.batch_size=32")
+    assert (cfg.method.batch_size, cfg.method.presample_size) == (32, 160)
+
+
+@pytest.mark.parametrize("option", ["default", "checkpoint"])
+def test_a_run_without_loggers_needs_no_learning_rate_monitor(option, tmp_path):
+    cfg = composed(tmp_path, "logger=none", f"callbacks={option}")
+    names = [type(c).__name__ for c in make_trainer(cfg, CurveRecorder()).callbacks]
+    assert "LearningRateMonitor" not in names
+    assert "RichProgressBar" in names
