@@ -118,7 +118,7 @@ def take(batch: Any, indices: Int[Tensor, " b"]) -> Any:
 
     def pick(rows: Any) -> Any:
         if isinstance(rows, Tensor):
-            return rows.index_select(0, indices.to(rows.device))
+            return rows[indices.to(rows.device)]  # keeps the memory format
         if isinstance(rows, np.ndarray):
             return rows[indices.cpu().numpy()]
         picked = [rows[i] for i in indices.tolist()]

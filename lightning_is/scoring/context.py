@@ -1,6 +1,8 @@
 """Running the user's step without a trace: the scoring pass changes nothing."""
 
+import copy
 import random
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, final
@@ -12,15 +14,16 @@ from torchmetrics import Metric
 
 ScoreMode = Literal["eval", "train"]
 
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
     nn.BatchNorm3d,
     nn.SyncBatchNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
+    *_INSTANCE_NORMS,
 )
+_CONTAINERS = (list, deque, dict, OrderedDict, defaultdict, Counter, set)
+_INTERNAL = frozenset(vars(nn.Module()))
 _LOGGING = ("log", "log_dict")
 
 
@@ -30,7 +33,7 @@ class TracelessContext:
 
     Kept: train flags, running statistics, metric states, global random states (torch
     on the CPU and the module's device, NumPy, Python), and the plain attributes of the
-    module, such as counters and lists that a step appends to. Muted: ``log`` and
+    module, such as counters and lists, with their items. Muted: ``log`` and
     ``log_dict``. Not covered: what a step does to the outside world (files, its
     logger's ``experiment``), parameters it changes in place, and attributes of other
     objects. ``.grad`` is safe because no backward pass reaches a parameter.
@@ -90,6 +93,9 @@ class TracelessContext:
         They still normalise as they would; only the running averages stay.
         """
         frozen = [n for n in self._norms if active and n.track_running_stats]
+        # Instance normalisation takes them in whatever its flag says.
+        instance = [n for n in frozen if isinstance(n, _INSTANCE_NORMS) and n.training]
+        saved = [(b, b.clone()) for norm in instance for b in norm.buffers()]
         for norm in frozen:
             # Without tracking, a layer in eval mode falls back to batch statistics.
             norm.track_running_stats = not norm.training
@@ -98,6 +104,8 @@ class TracelessContext:
         finally:
             for norm in frozen:
                 norm.track_running_stats = True
+            for buffer, before in saved:
+                buffer.copy_(before)
 
     def _mute(self) -> None:
         for module in self._loggers:
@@ -122,15 +130,15 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
 
 
 class _Attributes:
-    """A module's own attributes, and the lengths of the lists and dicts among them."""
+    """A module's own attributes, and the items of the containers among them."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._saved = dict(module.__dict__)
-        self._lengths = [
-            (value, len(value))
+        self._items = [
+            (value, copy.copy(value))
             for name, value in self._saved.items()
-            if type(value) in (list, dict) and not name.startswith("_")
+            if type(value) in _CONTAINERS and name not in _INTERNAL
         ]
 
     def restore(self) -> None:
@@ -138,9 +146,10 @@ class _Attributes:
         for name in own.keys() - self._saved.keys():
             del own[name]
         own.update(self._saved)
-        for container, length in self._lengths:
-            while len(container) > length:
-                container.popitem() if type(container) is dict else container.pop()
+        for container, items in self._items:
+            container.clear()
+            add = "extend" if isinstance(container, (list, deque)) else "update"
+            getattr(container, add)(items)
 
 
 def _metric_state(metric: Metric) -> dict[str, Any]:

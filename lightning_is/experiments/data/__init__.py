@@ -1,0 +1,27 @@
+"""Data modules of the experiments; every one lies in memory and yields ``(x, y)``."""
+
+from lightning_is.experiments.data.augment import crop_flip
+from lightning_is.experiments.data.digits import Digits
+from lightning_is.experiments.data.hub import HubImages
+from lightning_is.experiments.data.rare_hard import RareHard
+from lightning_is.experiments.data.tensors import (
+    Loader,
+    Splits,
+    Standardise,
+    TensorDataModule,
+    TensorSet,
+    whole_batch,
+)
+
+__all__ = [
+    "Digits",
+    "HubImages",
+    "Loader",
+    "RareHard",
+    "Splits",
+    "Standardise",
+    "TensorDataModule",
+    "TensorSet",
+    "crop_flip",
+    "whole_batch",
+]

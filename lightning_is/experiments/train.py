@@ -1,0 +1,152 @@
+"""One training run, from its configuration to its table."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isnan, nan
+from operator import mul
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import (
+    Callback,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    seed_everything,
+)
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from omegaconf import DictConfig, OmegaConf
+from torch.nn import functional
+
+from lightning_is.experiments.curves import CurveRecorder
+from lightning_is.experiments.data import TensorDataModule
+from lightning_is.experiments.report import draw_curves, print_table, write_results
+
+# The only arithmetic in `conf/`: a presample is a multiple of the batch.
+OmegaConf.register_new_resolver("times", mul, replace=True)
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Train, test, print a table, write ``results.json`` and ``training.png``.
+
+    Args:
+        cfg: As composed from ``conf/train.yaml``.
+
+    Returns:
+        Steps, seconds, last tau, share of open steps, loss on the whole training set,
+        and loss and accuracy of each test part.
+    """
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    data: TensorDataModule = instantiate(cfg.data)
+    model: LightningModule = instantiate(cfg.classifier, _convert_="all")
+    curves = CurveRecorder()
+    trainer = make_trainer(cfg, curves)
+    with cpu_threads(cfg.threads), known_warnings():
+        trainer.fit(model, datamodule=presampled(cfg, data))
+        results = {
+            **summary(trainer, curves),
+            "train/loss": training_loss(trainer, model, data),
+            **part_results(trainer, model, data),
+        }
+    if trainer.is_global_zero:
+        leave_behind(results, curves, cfg)
+    return results
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Let PyTorch use that many threads meanwhile; its own choice if None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if number is None else number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def known_warnings() -> Iterator[None]:
+    """Keep back what a reader of the output could do nothing about."""
+    with warnings.catch_warnings():
+        # Lightning asks for workers; sets in memory are slower with them.
+        warnings.filterwarnings("ignore", ".*many workers", PossibleUserWarning)
+        # Lightning's own use of PyTorch, on its way to be replaced there.
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        yield
+
+
+def make_trainer(cfg: DictConfig, curves: CurveRecorder) -> Trainer:
+    """Build the trainer with the callbacks of method and configuration, then curves."""
+    callbacks: list[Callback] = [
+        instantiate(callback)
+        for callback in (cfg.method.callback, *(cfg.callbacks or {}).values())
+        if callback is not None
+    ]
+    loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    trainer: Trainer = instantiate(
+        cfg.trainer, callbacks=[*callbacks, curves], logger=loggers or False
+    )
+    return trainer
+
+
+def presampled(cfg: DictConfig, data: TensorDataModule) -> LightningDataModule:
+    """Let the data emit presamples, where the method asks for them."""
+    if cfg.method.presample_size is None:
+        return data
+    from lightning_is import OversamplingDataModule
+
+    return OversamplingDataModule(data, cfg.method.presample_size)
+
+
+def summary(trainer: Trainer, curves: CurveRecorder) -> dict[str, float]:
+    """How long it took, and how much of it was importance sampling."""
+    sampled = [point for point in curves.points if not isnan(point.tau)]
+    return {
+        "steps": float(trainer.global_step),
+        "seconds": curves.seconds,
+        "tau": sampled[-1].tau if sampled else nan,
+        "open_share": fmean(p.is_open for p in sampled) if sampled else nan,
+    }
+
+
+def training_loss(
+    trainer: Trainer, model: LightningModule, data: TensorDataModule
+) -> float:
+    """Mean loss over the whole training set, as it is and in evaluation mode.
+
+    The losses logged while training are of a moving target, of augmented images, or of
+    examples selected for being hard. This one compares runs honestly.
+    """
+    predictions: list[Any] = (
+        trainer.predict(model, dataloaders=data.ordered_train_dataloader()) or []
+    )
+    logits = torch.cat(predictions)
+    return functional.cross_entropy(logits, data.splits.train.y).item()
+
+
+def part_results(
+    trainer: Trainer, model: LightningModule, data: TensorDataModule
+) -> dict[str, float]:
+    """Loss and accuracy of each test part; one that stands alone needs no name."""
+    rows = trainer.test(model, dataloaders=data.test_dataloader(), verbose=False)
+    results: dict[str, float] = {}
+    for position, (name, row) in enumerate(zip(data.splits.tests, rows, strict=True)):
+        for key, value in row.items():
+            metric = key.removesuffix(f"/dataloader_idx_{position}").split("/")[-1]
+            results[f"test/{metric}" if len(rows) == 1 else f"{name}/{metric}"] = value
+    return results
+
+
+def leave_behind(
+    results: dict[str, float], curves: CurveRecorder, cfg: DictConfig
+) -> None:
+    """Print the table; write numbers and figure beside the configuration of the run."""
+    folder = Path(cfg.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_results(results, folder / "results.json")
+    draw_curves(curves.points, cfg.title, folder / "training.png")
+    print_table(results, f"{cfg.title}\n{folder}")

@@ -1,0 +1,171 @@
+"""Hub layouts are read as they are, and what does not fit is refused with its cure."""
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_is.experiments.data import HubImages, hub
+
+datasets = pytest.importorskip("datasets")
+COLOURS = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+def colour_images(n, size=(6, 5)):
+    return [np.full((*size, 3), COLOURS[i % 4], dtype=np.uint8) for i in range(n)]
+
+
+def split(images, **labels):
+    names = {"classes": ["black", "red", "green", "blue"]}
+    features = {"img": datasets.Image()} | {
+        name: datasets.ClassLabel(names=names["classes"]) for name in labels
+    }
+    return datasets.Dataset.from_dict(
+        {"img": images, **labels}, features=datasets.Features(features)
+    )
+
+
+def colours(n, **settings):
+    return split(colour_images(n, **settings), label=[i % 4 for i in range(n)])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A local folder in the hub's layout: 20 training and 8 test images."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    place = tmp_path / "colours"
+    place.mkdir()
+    colours(20).to_parquet(place / "train-00000-of-00001.parquet")
+    colours(8).to_parquet(place / "test-00000-of-00001.parquet")
+    return place
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Let a data module find these splits instead of reading any."""
+
+    def give(**splits):
+        monkeypatch.setattr(
+            hub, "fetch", lambda _: datasets.DatasetDict(splits), raising=True
+        )
+        return HubImages("owner/name", 2, n_val=2)
+
+    return give
+
+
+def test_a_local_folder_is_read_like_the_hub(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    data = HubImages("../colours", 4, n_train=10, n_val=3, n_test=5)
+    data.prepare_data()
+    splits = data.splits
+    sizes = [len(splits.train), len(splits.val), len(splits.tests["test"])]
+    assert sizes == [10, 3, 5]
+    assert splits.train.y.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]  # the first
+    assert splits.val.y.tolist() == [1, 2, 3]  # the tail
+    black, red = splits.train.x[:2]
+    assert black.unique().tolist() == [0]
+    assert red[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_inputs_are_standardised_by_the_training_images_alone(folder):
+    splits = HubImages(str(folder), 4, n_train=16, n_val=4).splits
+    x, _ = splits.train.__getitems__(range(16))
+    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    std = x.std((0, 2, 3), correction=0)
+    torch.testing.assert_close(std, torch.ones(3), atol=1e-5, rtol=0)
+    assert splits.val.transform is splits.train.transform
+
+
+def test_grey_images_have_one_channel(given):
+    grey = [np.full((4, 4), i, dtype=np.uint8) for i in range(8)]
+    part = split(grey, label=[0] * 8)
+    x = given(train=part, test=part).splits.train.x
+    assert x[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_only_training_batches_are_augmented(kit, training):
+    data = HubImages("owner/name", augment=True)
+    data.trainer = kit.trainer()
+    data.trainer.training = training
+    x = torch.rand(16, 1, 8, 8)
+    moved, labels = data.on_after_batch_transfer((x, torch.arange(16)), 0)
+    assert torch.equal(moved, x) is not training
+    assert labels.tolist() == list(range(16))
+
+
+def test_a_missing_folder_is_named_with_the_place_it_was_sought(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"'\./nowhere'.*nowhere does not exist"
+    ):
+        HubImages("./nowhere").prepare_data()
+
+
+def test_an_unreachable_hub_is_told_from_a_wrong_name(monkeypatch):
+    def offline(path):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(ConnectionError, match=r"needs the network, got 'owner/name'"):
+        HubImages("owner/name").prepare_data()
+
+
+def test_two_columns_of_labels_ask_for_a_choice(given):
+    part = split(colour_images(8), coarse=[0] * 8, fine=[1] * 8)
+    data = given(train=part, test=part)
+    with pytest.raises(ValueError, match=r"got 2: \['coarse', 'fine'\].*`label=`"):
+        data.setup("fit")
+    data.label = "fine"
+    assert data.splits.train.y.unique().tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(
+            lambda: {"train": colours(4)}, r"got \['train'\]", id="no-test-split"
+        ),
+        pytest.param(
+            lambda: {
+                "train": datasets.concatenate_datasets(
+                    [colours(4), colours(4, size=(9, 9))]
+                ),
+                "test": colours(4),
+            },
+            r"one size and kind, got 2: \[\(6, 5, 3\), \(9, 9, 3\)\]",
+            id="two-sizes",
+        ),
+        pytest.param(
+            lambda: {"train": colours(2), "test": colours(4)},
+            "at least one example, got none in train",
+            id="nothing-left-to-train-on",
+        ),
+        pytest.param(
+            lambda: {
+                name: datasets.Dataset.from_dict({"text": ["a"], "label": [0]})
+                for name in ("train", "test")
+            },
+            r"one column of images \(Image\), got 0",
+            id="no-images",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(given, make, message):
+    with pytest.raises(ValueError, match=message):
+        given(**make()).setup("fit")
+
+
+def test_a_label_column_that_is_not_there_is_refused(given):
+    data = given(train=colours(8), test=colours(8))
+    data.label = "digit"
+    with pytest.raises(ValueError, match=r"got 'digit'. Columns: \['img', 'label'\]"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize(("name", "channels"), [("mnist", 1), ("cifar10", 3)])
+def test_real_images_are_learnable_inputs(real_data, name, channels):
+    data = HubImages(real_data(name), n_train=500, n_val=50, n_test=50)
+    x, y = next(iter(data.train_dataloader()))
+    assert x.shape[:2] == (128, channels)
+    assert abs(x.mean().item()) < 0.2
+    assert set(y.tolist()) == set(range(10))
