@@ -153,9 +153,10 @@ def prepare(
     """
     tap = None
     try:
-        trial.refuse_hidden_state()
+        # Before anything runs: what compiles on its first call must see the hooks.
         tap = HeadTap(trial.find_heads() if heads is None else heads)
         tap.attach()
+        trial.refuse_hidden_state()
         trial.settle_layout(tap)
         trial.refuse_bypass(tap)
         trial.scores(tap, scorer)
