@@ -165,11 +165,12 @@ class Engine:
         before, scores = step.weights, scored.scores
         if before is not None:
             scores = scores * before
-        drawn = plan.draw(scores, wanted, generator=self._generator())
+        counts = plan.expected_counts(scores, wanted)
+        drawn = plan.pick(counts, wanted, generator=self._generator())
         weights = drawn.weights
         if before is not None:
             weights = weights * before[drawn.indices]
-        step.moments = moments(scores, wanted, plan)
+        step.moments = moments(scores, counts, wanted, plan.selection)
         step.scores, step.loss = scores, scored.loss if before is None else None
         step.weights, step.is_sampled, step.examples = weights, True, wanted
         batch = self._take(batch, drawn.indices)

@@ -45,7 +45,9 @@ class Ledger:
         """Return the moments of a uniform step, as if it had been drawn from."""
         share = self._settings.batch_size / max(self.presample_size, 1)
         drawn = min(max(1, round(share * len(scores))), len(scores))
-        return moments(scores, drawn, self._settings.plan)
+        plan = self._settings.plan
+        counts = plan.expected_counts(scores, drawn)
+        return moments(scores, counts, drawn, plan.selection)
 
     def send(self, packed: Tensor | None, scores: Tensor | None) -> None:
         """Send the moments of a step on their way; every rank must, each step."""

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections import UserDict
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_PLAIN = (str, bytes, int, float, complex, bool, type(None))
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), np.generic)
 
 
 @dataclasses.dataclass
@@ -33,7 +34,7 @@ class SampledBatch:
 def _is_rows(node: Any) -> bool:
     """Whether this is a list with one plain value per example, such as file names."""
     return (
-        isinstance(node, (list, tuple))
+        (isinstance(node, list) or type(node) is tuple)  # not the fields of a record
         and len(node) > 0
         and all(isinstance(item, _PLAIN) for item in node)
     )
@@ -52,7 +53,7 @@ def _walk(node: Any, leaf: Callable[[Any], Any]) -> Any:
     if isinstance(node, (list, tuple)):
         return type(node)(_walk(item, leaf) for item in node)
     if isinstance(node, MutableMapping):
-        changed = copy.copy(node)
+        changed = _copy(node)
         for key, value in node.items():
             changed[key] = _walk(value, leaf)
         return changed
@@ -69,6 +70,13 @@ def _walk(node: Any, leaf: Callable[[Any], Any]) -> Any:
         f"dataclasses, got a {type(node).__qualname__} in it. Pass `index_fn=`, "
         "which picks examples from such a batch."
     )
+
+
+def _copy(mapping: MutableMapping[Any, Any]) -> MutableMapping[Any, Any]:
+    """Copy a mapping and not its values; ``copy.copy`` of any may share its items."""
+    if isinstance(mapping, (dict, UserDict)):
+        return copy.copy(mapping)
+    return copy.deepcopy(mapping, {id(value): value for value in mapping.values()})
 
 
 def batch_size(batch: Any) -> int:

@@ -8,26 +8,29 @@ from torch import Tensor
 
 from lightning_is.sampling.gates import Evidence
 from lightning_is.sampling.numerics import faults, precise
-from lightning_is.sampling.plan import ImportancePlan
+from lightning_is.sampling.selection import Selection
 
 
 def moments(
-    scores: Float[Tensor, " n"], batch_size: int, plan: ImportancePlan
+    scores: Float[Tensor, " n"],
+    counts: Float[Tensor, " n"],
+    batch_size: int,
+    selection: Selection,
 ) -> Float[Tensor, " 6"]:
     """Pack what the scores of one presample show, so that ranks can add theirs up.
 
     Args:
         scores: One per example, of shape ``(n,)``.
-        batch_size: Examples drawn from them, or that would be, in ``[1, n]``.
-        plan: Draws them.
+        counts: How often each of them is drawn on average, or would be.
+        batch_size: Examples drawn from them, in ``[1, n]``.
+        selection: Draws them.
 
     Returns:
         ``n``, ``batch_size``, the sums of the scores and of their squares, the noise of
         the draw times ``n`` squared, and the number of scores at fault.
     """
     wide = precise(scores)
-    probs = plan.distribution(scores)
-    noise = plan.selection.noise(wide, probs, batch_size)
+    noise = selection.noise(wide, counts)
     # Filled, not copied: a copy from the host would wait for the device.
     sizes = [wide.new_full((), float(size)) for size in (len(scores), batch_size)]
     sums = [wide.sum(), wide.square().sum(), noise * len(scores) ** 2]
@@ -48,8 +51,9 @@ def evidence(
         Tau and effective batch over all the ranks; None if there were no scores.
 
     Example:
-        >>> scores = torch.tensor([0.0, 0.0, 5.0, 0.0])
-        >>> evidence(moments(scores, 1, ImportancePlan()).tolist(), 4, 1).tau
+        >>> from lightning_is.sampling import multinomial
+        >>> scores, even = torch.tensor([0.0, 0.0, 5.0, 0.0]), torch.full((4,), 0.25)
+        >>> evidence(moments(scores, even, 1, multinomial).tolist(), 4, 1).tau
         2.0
     """
     n, drawn, total, squares, noise, _ = packed

@@ -7,7 +7,12 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from lightning_is.sampling.distributions import Distribution, Mixed
-from lightning_is.sampling.selection import Selection, effective_batch, systematic
+from lightning_is.sampling.selection import (
+    Draw,
+    Selection,
+    effective_batch,
+    systematic,
+)
 from lightning_is.sampling.weights import PowerWeights, Weights
 
 
@@ -60,9 +65,26 @@ class ImportancePlan:
             ValueError: If a score is NaN, infinite or negative (on the CPU), or the
                 selection cannot draw that many.
         """
-        probs = self.distribution(scores)
-        draw = self.selection(probs, batch_size, generator=generator)
-        return Drawn(draw.indices, self.weights(draw, len(scores)))
+        counts = self.expected_counts(scores, batch_size)
+        return self.pick(counts, batch_size, generator=generator)
+
+    def expected_counts(
+        self, scores: Float[Tensor, " B"], batch_size: int
+    ) -> Float[Tensor, " B"]:
+        """Return how often each scored candidate is drawn on average: half a draw."""
+        return self.selection.expected_counts(self.distribution(scores), batch_size)
+
+    def pick(
+        self,
+        counts: Float[Tensor, " B"],
+        batch_size: int,
+        *,
+        generator: Generator | None = None,
+    ) -> Drawn:
+        """Draw by expected counts, and weight: the other half."""
+        indices = self.selection.pick(counts, batch_size, generator=generator)
+        weights = self.weights(Draw(indices, counts[indices]), len(counts))
+        return Drawn(indices, weights)
 
     def effective_batch(
         self, scores: Float[Tensor, " B"], batch_size: int

@@ -4,12 +4,14 @@ Shapes: ``B`` candidates, ``b`` nominal batch size. Random numbers come from the
 generator alone and may live on the CPU while the candidates live elsewhere.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from lightning_is.sampling.numerics import (
     capped_inclusion,
@@ -35,10 +37,14 @@ class Draw(NamedTuple):
     expected_counts: Float[Tensor, " b"]
 
 
-@runtime_checkable
-class Selection(Protocol):
-    """Draws ``b`` of ``B`` candidates, and knows the noise that drawing adds."""
+class Selection(ABC):
+    """A scheme that draws ``b`` of ``B`` candidates, and knows the noise that adds.
 
+    A scheme is stateless. Drawing has two steps, so that the first can be shared with
+    `noise`: what each candidate can expect, then who is picked.
+    """
+
+    @final
     def __call__(
         self,
         probs: Float[Tensor, " B"],
@@ -47,20 +53,35 @@ class Selection(Protocol):
         generator: Generator | None = None,
     ) -> Draw:
         """Draw ``batch_size`` candidates by their probabilities."""
-        ...
+        counts = self.expected_counts(probs, batch_size)
+        indices = self.pick(counts, batch_size, generator=generator)
+        return Draw(indices, counts[indices])
 
-    def noise(
+    @abstractmethod
+    def expected_counts(
+        self, probs: Float[Tensor, " B"], batch_size: int
+    ) -> Float[Tensor, " B"]:
+        """Return how often each candidate is drawn on average; they sum to ``b``."""
+
+    @abstractmethod
+    def pick(
         self,
-        scores: Float[Tensor, " B"],
-        probs: Float[Tensor, " B"],
+        counts: Float[Tensor, " B"],
         batch_size: int,
+        *,
+        generator: Generator | None = None,
+    ) -> Int[Tensor, " b"]:
+        """Draw ``batch_size`` positions that honour the expected counts."""
+
+    @abstractmethod
+    def noise(
+        self, scores: Float[Tensor, " B"], counts: Float[Tensor, " B"]
     ) -> Float[Tensor, ""]:
-        r"""Return the variance that drawing adds to the presample's mean gradient.
+        """Return the variance that drawing adds to the presample's mean gradient.
 
         In units of ``scores`` squared, for scores that are gradient norms; terms that
         pair examples are dropped, as only the norms are known.
         """
-        ...
 
 
 def _check(probs: Float[Tensor, " B"], batch_size: int, most: int) -> None:
@@ -91,8 +112,9 @@ def _pointers(
     return torch.searchsorted(edges, points, right=True)
 
 
+@final
 @dataclass(frozen=True)
-class Multinomial:
+class Multinomial(Selection):
     """Draw with replacement, each of the ``b`` draws by ``probs``: the paper's scheme.
 
     Candidates may repeat. At mildly uneven scores its variance exceeds that of plain
@@ -108,33 +130,39 @@ class Multinomial:
         tensor([1, 1, 1])
     """
 
-    def __call__(
+    @override
+    def expected_counts(
+        self, probs: Float[Tensor, " B"], batch_size: int
+    ) -> Float[Tensor, " B"]:
+        """Return ``b * p_i``."""
+        _check(probs, batch_size, most=max(batch_size, len(probs)))
+        return batch_size * probs
+
+    @override
+    def pick(
         self,
-        probs: Float[Tensor, " B"],
+        counts: Float[Tensor, " B"],
         batch_size: int,
         *,
         generator: Generator | None = None,
-    ) -> Draw:
-        """Draw ``batch_size`` candidates independently; counts are ``b * p_i``."""
-        _check(probs, batch_size, most=max(batch_size, len(probs)))
+    ) -> Int[Tensor, " b"]:
+        """Draw ``batch_size`` positions independently."""
         units, _ = _uniform(batch_size, generator)
-        indices = _pointers(probs, units)
-        return Draw(indices, batch_size * probs[indices])
+        return _pointers(counts, units)
 
+    @override
     def noise(
-        self,
-        scores: Float[Tensor, " B"],
-        probs: Float[Tensor, " B"],
-        batch_size: int,
+        self, scores: Float[Tensor, " B"], counts: Float[Tensor, " B"]
     ) -> Float[Tensor, ""]:
         r"""Return :math:`\frac{1}{b B^2} \sum_i s_i^2 / p_i`."""
         squares = precise(scores).square()
-        shares = torch.where(squares > 0, squares / precise(probs), squares)
-        return shares.sum() / (batch_size * len(scores) ** 2)
+        shares = torch.where(squares > 0, squares / precise(counts), squares)
+        return shares.sum() / len(scores) ** 2
 
 
+@final
 @dataclass(frozen=True)
-class Systematic:
+class Systematic(Selection):
     r"""Draw without repeats by ``b`` evenly spaced pointers and one random shift.
 
     Inclusion probabilities are proportional to ``probs``, capped at 1 and sum to ``b``
@@ -153,41 +181,43 @@ class Systematic:
         ([0, 2], [1.0, 1.0])
     """
 
-    def __call__(
+    @override
+    def expected_counts(
+        self, probs: Float[Tensor, " B"], batch_size: int
+    ) -> Float[Tensor, " B"]:
+        """Return the inclusion probabilities."""
+        _check(probs, batch_size, most=len(probs))
+        return capped_inclusion(probs, batch_size)
+
+    @override
+    def pick(
         self,
-        probs: Float[Tensor, " B"],
+        counts: Float[Tensor, " B"],
         batch_size: int,
         *,
         generator: Generator | None = None,
-    ) -> Draw:
-        """Draw ``batch_size`` distinct candidates; counts are inclusion chances."""
-        _check(probs, batch_size, most=len(probs))
-        inclusion = capped_inclusion(probs, batch_size)
+    ) -> Int[Tensor, " b"]:
+        """Draw ``batch_size`` distinct positions."""
         shift, device = _uniform(1, generator)
         # On an edge, rounding could draw a candidate twice, or one of chance zero.
         shift = shift.clamp(2**-32, 1 - 2**-32)
         # Neighbours exclude one another, so their order must be random.
-        order = torch.randperm(len(probs), generator=generator, device=device)
+        order = torch.randperm(len(counts), generator=generator, device=device)
         units = (shift + torch.arange(batch_size, device=device)) / batch_size
-        order = order.to(probs.device, non_blocking=True)
-        indices = order[_pointers(inclusion[order], units)]
-        return Draw(indices, inclusion[indices])
+        order = order.to(counts.device, non_blocking=True)
+        return order[_pointers(counts[order], units)]
 
+    @override
     def noise(
-        self,
-        scores: Float[Tensor, " B"],
-        probs: Float[Tensor, " B"],
-        batch_size: int,
+        self, scores: Float[Tensor, " B"], counts: Float[Tensor, " B"]
     ) -> Float[Tensor, ""]:
         r"""Return :math:`\frac{1}{B^2} \sum_i \frac{1 - \pi_i}{\pi_i} s_i^2`."""
-        inclusion = capped_inclusion(probs, batch_size)
-        squares = precise(scores).square()
-        shares = torch.where(squares > 0, (1 - inclusion) / inclusion * squares, 0.0)
-        return shares.sum() / len(scores) ** 2
+        return _inclusion_noise(scores, counts)
 
 
+@final
 @dataclass(frozen=True)
-class WithoutReplacement:
+class WithoutReplacement(Selection):
     """Draw ``b`` distinct candidates uniformly; the probabilities are ignored.
 
     Example:
@@ -196,31 +226,41 @@ class WithoutReplacement:
         ([0, 1], [1.0, 1.0])
     """
 
-    def __call__(
+    @override
+    def expected_counts(
+        self, probs: Float[Tensor, " B"], batch_size: int
+    ) -> Float[Tensor, " B"]:
+        """Return ``b / B`` for each candidate."""
+        check_batch_size(batch_size, len(probs))
+        return torch.full_like(precise(probs), batch_size / len(probs))
+
+    @override
+    def pick(
         self,
-        probs: Float[Tensor, " B"],
+        counts: Float[Tensor, " B"],
         batch_size: int,
         *,
         generator: Generator | None = None,
-    ) -> Draw:
-        """Draw ``batch_size`` of ``B`` candidates; every count is ``b / B``."""
-        check_batch_size(batch_size, len(probs))
+    ) -> Int[Tensor, " b"]:
+        """Draw ``batch_size`` distinct positions, each set as likely as any other."""
         device = generator.device if generator is not None else torch.device("cpu")
-        order = torch.randperm(len(probs), generator=generator, device=device)
-        indices = order[:batch_size].to(probs.device, non_blocking=True)
-        share = batch_size / len(probs)
-        return Draw(indices, torch.full_like(probs[:batch_size], share))
+        order = torch.randperm(len(counts), generator=generator, device=device)
+        return order[:batch_size].to(counts.device, non_blocking=True)
 
+    @override
     def noise(
-        self,
-        scores: Float[Tensor, " B"],
-        probs: Float[Tensor, " B"],
-        batch_size: int,
+        self, scores: Float[Tensor, " B"], counts: Float[Tensor, " B"]
     ) -> Float[Tensor, ""]:
         r"""Return :math:`(\frac{1}{b} - \frac{1}{B}) \, \overline{s^2}`."""
-        check_batch_size(batch_size, len(scores))
-        mean_square = precise(scores).square().mean()
-        return mean_square * (1 / batch_size - 1 / len(scores))
+        return _inclusion_noise(scores, counts)
+
+
+def _inclusion_noise(
+    scores: Float[Tensor, " B"], inclusion: Float[Tensor, " B"]
+) -> Float[Tensor, ""]:
+    """Return the Horvitz-Thompson variance without the terms that pair examples."""
+    shares = (1 - inclusion) / inclusion * precise(scores).square()
+    return shares.sum() / len(scores) ** 2
 
 
 multinomial = Multinomial()
@@ -262,6 +302,6 @@ def effective_batch(
     wide = precise(scores)
     wide = wide / wide.max().clamp(min=torch.finfo(wide.dtype).tiny)
     second = wide.square().mean()
-    noise = selection.noise(wide, probs, batch_size)
+    noise = selection.noise(wide, selection.expected_counts(probs, batch_size))
     ratio = (second / batch_size) / (second / len(wide) + noise)
     return torch.where(second > 0, ratio, torch.ones_like(ratio))

@@ -325,7 +325,7 @@ def test_without_repeats_no_more_than_all_can_be_drawn(scheme):
     with pytest.raises(ValueError, match=rule):
         scheme(probs, 3)
     with pytest.raises(ValueError, match=rule):
-        scheme.noise(probs, probs, 3)
+        scheme.expected_counts(probs, 3)
 
 
 NOISY = [
@@ -353,7 +353,7 @@ def test_noise_is_the_variance_that_drawing_adds(
         errors.append(((share - 1) * scores / count).square().sum())
     errors = torch.stack(errors)
 
-    predicted = scheme.noise(scores, probs, size)
+    predicted = scheme.noise(scores, scheme.expected_counts(probs, size))
     if scheme is multinomial:  # its formula is the second moment, not centred
         predicted = predicted - scores.square().mean() / (size * count)
     standard_error = errors.std() / draws**0.5
@@ -369,14 +369,20 @@ def test_systematic_is_never_noisier_than_multinomial(scores, data):
     scores = torch.tensor(scores, dtype=torch.float64)
     size = data.draw(st.integers(1, len(scores)))
     probs = Mixed()(scores)
-    calm = systematic.noise(scores, probs, size)
-    assert calm <= multinomial.noise(scores, probs, size) * (1 + 1e-9)
+    calm = systematic.noise(scores, systematic.expected_counts(probs, size))
+    assert calm <= multinomial.noise(
+        scores, multinomial.expected_counts(probs, size)
+    ) * (1 + 1e-9)
 
 
 def test_noise_counts_no_example_without_a_score():
     scores, probs = torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0.0, 0.5, 0.5])
-    assert systematic.noise(scores, probs, 2).item() == pytest.approx(0)
-    assert multinomial.noise(scores, probs, 2).item() == pytest.approx(4 / 18)
+    assert systematic.noise(
+        scores, systematic.expected_counts(probs, 2)
+    ).item() == pytest.approx(0)
+    assert multinomial.noise(
+        scores, multinomial.expected_counts(probs, 2)
+    ).item() == pytest.approx(4 / 18)
 
 
 @pytest.mark.parametrize("size", [8, 64])
@@ -487,8 +493,11 @@ def test_effective_batch_does_not_depend_on_the_scale(scheme, dtype, scale):
 def test_noise_squares_scores_in_the_widest_float(scheme, scale):
     scores = torch.tensor([1.0, 3.0, 7.0, 0.0, 1.3]) * scale
     probs = Proportional()(scores)
-    expected = scheme.noise(scores.double(), probs, 2)
+    expected = scheme.noise(scores.double(), scheme.expected_counts(probs, 2))
     assert expected > 0
     torch.testing.assert_close(
-        scheme.noise(scores, probs, 2), expected, atol=0, rtol=1e-9
+        scheme.noise(scores, scheme.expected_counts(probs, 2)),
+        expected,
+        atol=0,
+        rtol=1e-9,
     )

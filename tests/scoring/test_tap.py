@@ -407,6 +407,15 @@ def test_the_output_object_passes_an_idle_tap():
     assert head(torch.ones(1, 2)) is outputs[0]
 
 
+def test_an_idle_tap_lets_outputs_of_any_kind_pass():
+    head = nn.LSTM(2, 3, batch_first=True)
+    x = torch.ones(2, 4, 2)
+    expected = head(x)[0]
+    tap = HeadTap([head])
+    tap.attach()
+    assert torch.equal(head(x)[0], expected)
+
+
 @pytest.mark.parametrize("mode", ["probing", "weighting"])
 def test_an_exception_inside_leaves_the_tap_off(mode: str):
     head, x = nn.Linear(2, 2), torch.ones(3, 2)

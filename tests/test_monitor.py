@@ -1,0 +1,76 @@
+"""Numbers reach the host once each; a stopwatch reads the clock."""
+
+import time
+
+import pytest
+import torch
+
+from lightning_is.monitor import Readback, Stopwatch
+
+CPU = torch.device("cpu")
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_values_arrive_once(device: str):
+    readback = Readback()
+    assert readback.pop() is None
+    readback.push(torch.tensor([1.5, -2.0], device=device))
+    assert readback.pop() == [1.5, -2.0]
+    assert readback.pop() is None
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_later_values_replace_those_nobody_read(device: str):
+    readback = Readback()
+    readback.push(torch.tensor([1.0, 2.0], device=device))
+    readback.push(torch.tensor([3.0], device=device))
+    assert readback.pop() == [3.0]
+    assert readback.pop() is None
+
+
+def test_values_on_the_cpu_replace_those_of_another_device():
+    readback = Readback()
+    readback._arrived = object()  # what would be waited for
+    readback.push(torch.tensor([4.0]))
+    assert readback.pop() == [4.0]
+
+
+def test_a_readback_keeps_no_graph():
+    readback = Readback()
+    readback.push(torch.ones(2, requires_grad=True) * 2)
+    assert not readback._pending.requires_grad
+    assert readback.pop() == [2.0, 2.0]
+
+
+def test_a_stopwatch_measures_seconds(monkeypatch: pytest.MonkeyPatch):
+    ticks = iter([10.0, 12.5])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    watch = Stopwatch(CPU)
+    start, end = watch.mark(), watch.mark()
+    assert watch.seconds(start, end) == 2.5
+
+
+def test_a_stopwatch_agrees_with_the_clock():
+    watch = Stopwatch(CPU)
+    before, start = time.perf_counter(), watch.mark()
+    time.sleep(0.01)
+    end, after = watch.mark(), time.perf_counter()
+    assert 0.01 <= watch.seconds(start, end) <= after - before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_stopwatch_measures_the_work_of_its_device():
+    watch = Stopwatch(torch.device("cuda"))
+    work = torch.ones(2048, 2048, device="cuda")
+    start = watch.mark()
+    for _ in range(20):
+        work = work @ work / 2048
+    end = watch.mark()
+    assert 0 < watch.seconds(start, end) < 60
