@@ -146,6 +146,11 @@ class ImportanceSamplingCallback(Callback):
             seed=seed,
         )
 
+    @property
+    def is_sampling(self) -> bool:
+        """Whether the batch in hand was drawn by its scores."""
+        return self._engine is not None and self._engine.is_sampling
+
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch the batches.

@@ -81,6 +81,11 @@ class Engine:
         self._moving = host.Shadow(strategy, "batch_to_device", self._receive)
         self._stepping = host.Shadow(strategy, "training_step", self._run_step)
 
+    @property
+    def is_sampling(self) -> bool:
+        """Whether the batch in hand was drawn from a presample."""
+        return self._step is not None and self._step.is_sampled
+
     def close(self) -> None:
         """Leave strategy and module as they were found."""
         self._stepping.undo()

@@ -8,7 +8,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_is import host
+from lightning_is import ImportanceSamplingCallback, host
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class CurveRecorder(Callback):
 
     It reads what the module and the other callbacks logged, so it comes after them.
 
+    Attributes:
+        points: The curves.
+        seconds: Since training began.
+        batches: Trained on, of which ``drawn`` were drawn by their scores.
+
     Example:
         >>> CurveRecorder().points
         []
@@ -45,6 +50,7 @@ class CurveRecorder(Callback):
     def __init__(self) -> None:
         self.points: list[Point] = []
         self.seconds = 0.0
+        self.batches = self.drawn = 0
         self._start = 0.0
 
     @override
@@ -62,6 +68,8 @@ class CurveRecorder(Callback):
         batch_idx: int,
     ) -> None:
         self.seconds = perf_counter() - self._start
+        self.batches += 1
+        self.drawn += any(sampling.is_sampling for sampling in samplings(trainer))
         step, last = trainer.global_step, self.points[-1].step if self.points else 0
         # With accumulated gradients several batches end at the same step.
         if step > last and host.logs_now(trainer):
@@ -70,11 +78,13 @@ class CurveRecorder(Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         points = [asdict(point) for point in self.points]
-        return {"seconds": self.seconds, "points": points}
+        counts = {"batches": self.batches, "drawn": self.drawn}
+        return {"seconds": self.seconds, "points": points, **counts}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds = state_dict["seconds"]
+        self.batches, self.drawn = state_dict["batches"], state_dict["drawn"]
         self.points = [Point(**point) for point in state_dict["points"]]
 
     def _point(self, step: int, trainer: Trainer) -> Point:
@@ -83,3 +93,12 @@ class CurveRecorder(Callback):
         # The loss of a trimmed batch is that of hard examples, not of the training set.
         loss = logged["is/presample_loss" if is_open else "train/loss"]
         return Point(step, self.seconds, loss, logged.get("is/tau", nan), is_open)
+
+
+def samplings(trainer: Trainer) -> list[ImportanceSamplingCallback]:
+    """Return the importance sampling callbacks of a trainer: one, or none."""
+    return [
+        callback
+        for callback in host.callbacks(trainer)
+        if isinstance(callback, ImportanceSamplingCallback)
+    ]

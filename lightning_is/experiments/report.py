@@ -19,7 +19,7 @@ TITLES = {
     "steps": "optimizer steps",
     "seconds": "time of training and validation",
     "tau": "tau at the end",
-    "open_share": "logged steps with the gate open",
+    "open_share": "share of steps with the gate open",
     "train/loss": "loss on the training set at the end",
 }
 

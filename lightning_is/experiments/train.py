@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from math import isnan, nan
 from operator import mul
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -109,7 +108,7 @@ def summary(trainer: Trainer, curves: CurveRecorder) -> dict[str, float]:
         "steps": float(trainer.global_step),
         "seconds": curves.seconds,
         "tau": sampled[-1].tau if sampled else nan,
-        "open_share": fmean(p.is_open for p in sampled) if sampled else nan,
+        "open_share": curves.drawn / curves.batches if sampled else nan,
     }
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from lightning_is import ImportanceSamplingCallback
 from lightning_is.experiments import report
 from lightning_is.experiments.curves import CurveRecorder, Point
-from lightning_is.sampling import AlwaysOpen
+from lightning_is.sampling import AlwaysOpen, Warmup
 
 
 def point(seconds, is_open, tau=1.5):
@@ -42,12 +42,19 @@ def test_the_curve_shows_the_presample_and_not_the_hard_examples_drawn(kit):
     assert curves.points[-1].tau == pytest.approx(float(logged["is/tau"]))
 
 
+def test_every_step_counts_for_the_open_share(kit):
+    sampling = ImportanceSamplingCallback(batch_size=3, gate=Warmup(2))
+    _, curves = recorded(kit, sampling, log_every_n_steps=5)
+    assert (curves.batches, curves.drawn) == (8, 6)
+
+
 def test_a_resumed_recorder_goes_on_where_it_stopped(kit):
     _, curves = recorded(kit)
     resumed = CurveRecorder()
     resumed.load_state_dict(json.loads(json.dumps(curves.state_dict())))
     resumed.on_train_start(kit.trainer(), kit.Classifier(kit.mlp()))
     assert resumed.seconds == curves.seconds
+    assert resumed.batches == curves.batches == 8
     assert [p.step for p in resumed.points] == [p.step for p in curves.points]
 
 

@@ -307,6 +307,17 @@ def test_losses_in_half_precision_agree_within_its_rounding():
     torch.testing.assert_close(losses, expected, rtol=5e-2, atol=5e-2)
 
 
+def test_a_sum_of_losses_is_compared_within_the_rounding_of_its_type():
+    """1 + 1.5 / 256 is not a number of bfloat16; the sum is off by 0.2 %."""
+    large, small = (torch.full((N,), v).bfloat16() for v in (1.0, 1.5 / 256))
+
+    def step() -> Tensor:
+        return F.l1_loss(large, 0 * large) + F.l1_loss(small, 0 * small)
+
+    assert step().item() == 1 + 2 / 256
+    assert record(step).tolist() == [1 + 1.5 / 256] * N
+
+
 def test_nothing_is_recorded_outside():
     recorder = LossRecorder()
     with recorder:
@@ -325,6 +336,11 @@ Z, Y = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0, 1
             lambda: 0.5 * F.cross_entropy(Z, Y),
             r"a mean of 0\.711\d+ and a loss of 0\.355\d+",
             id="scaled",
+        ),
+        pytest.param(
+            lambda: 1.005 * F.cross_entropy(Z, Y),
+            r"a mean of 0\.711\d+ and a loss of 0\.714\d+",
+            id="scaled a little",
         ),
         pytest.param(
             lambda: F.cross_entropy(Z, Y) + 0.01 * Z.square().sum(),

@@ -324,12 +324,15 @@ def test_small_gradients_do_not_vanish_in_half_precision(dtype: torch.dtype):
     torch.testing.assert_close(scores, torch.full((examples,), 2 * error))
 
 
-def test_the_backbone_gets_no_gradient_from_a_score():
+def test_the_backbone_runs_without_grad_and_gets_none_from_a_score():
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, K))
+    net[0].register_forward_hook(lambda m, a, out: recorded.append(out.requires_grad))
+    recorded: list[bool] = []
     tap = HeadTap([net[-1]])
     tap.attach()
     x, y = torch.randn(N, 3), torch.randint(K, (N,))
     UpperBound().score(lambda: F.cross_entropy(net(x), y), tap, N)
+    assert recorded == [False]
     assert all(p.grad is None for p in net.parameters())
 
 
