@@ -1,6 +1,5 @@
 """The callback: importance sampling for an unchanged module."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -36,9 +35,9 @@ class ImportanceSamplingCallback(Callback):
     the gradient stays unbiased, whenever the gate expects that to pay; otherwise the
     step trains on all ``B``. The number of steps, schedules and the loader stay.
 
-    The user's ``training_step`` runs as it is: first on the ``B`` without gradients, to
-    score them, then on the ``b``. It must compute each example on its own, on a single
-    device or under DDP, with automatic optimisation.
+    The user's ``training_step`` runs as it is: on the ``B`` without gradients, to score
+    them, then on the ``b``. It must compute each example on its own, on one device or
+    under DDP, with automatic optimisation.
 
     Args:
         batch_size: Examples ``b`` to train on while the gate is open, at least 1 and
@@ -108,7 +107,7 @@ class ImportanceSamplingCallback(Callback):
         score_mode: ScoreMode = "eval",
         seed: int = 0,
     ) -> "ImportanceSamplingCallback":
-        """Build Algorithm 1 of the paper, to the letter.
+        """Build Algorithm 1 of Katharopoulos & Fleuret (ICML 2018), to the letter.
 
         Draws with replacement, proportionally to the scores, weighted by
         ``1 / (B g_i)``, while the moving average of tau (0.9, from 0) exceeds the
@@ -124,10 +123,6 @@ class ImportanceSamplingCallback(Callback):
             index_fn: See there.
             score_mode: See there.
             seed: See there.
-
-        References:
-            Katharopoulos & Fleuret, "Not All Samples Are Created Equal", ICML 2018,
-            Algorithm 1.
 
         Example:
             >>> ImportanceSamplingCallback.paper(128, tau_threshold=1.5).gate.tau
@@ -160,12 +155,6 @@ class ImportanceSamplingCallback(Callback):
         """
         self._close()
         host.refuse_unsupported(trainer, pl_module)
-        others = [c for c in host.callbacks(trainer) if isinstance(c, type(self))]
-        if len(others) > 1:
-            raise RuntimeError(
-                f"A Trainer takes one ImportanceSamplingCallback, got {len(others)}. "
-                "Remove the others."
-            )
         self._engine = Engine(
             trainer,
             pl_module,
@@ -199,10 +188,7 @@ class ImportanceSamplingCallback(Callback):
         """Pass on what the step showed, and log it at the Trainer's interval."""
         if self._engine is None:
             return
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
-        if loss is not None:  # it comes divided by the number of accumulated batches
-            loss = loss.detach() * trainer.accumulate_grad_batches
-        self._engine.end_step(batch, loss)
+        self._engine.end_step(batch, host.reported_loss(trainer, outputs))
         if not host.logs_now(trainer):
             return
         for name, value in self._engine.metrics().items():
@@ -214,11 +200,6 @@ class ImportanceSamplingCallback(Callback):
         """Refuse a loader that never yielded enough to draw from."""
         if self._engine is not None:
             self._engine.ledger.check_epoch()
-
-    @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the strategy and the module as they were."""
-        self._close()
 
     @override
     def teardown(
@@ -241,7 +222,7 @@ class ImportanceSamplingCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return the gate's state, the seed and the number of draws, plainly."""
+        """Return gate, seed and number of draws as plain numbers."""
         if self._engine is not None:
             self._engine.ledger.settle()
         return {

@@ -6,7 +6,6 @@ Lightning, and the user's code, sees the drawn batch as if the loader had yielde
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -14,35 +13,21 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_is import host
-from lightning_is.data.batch import SampledBatch, batch_size, take
+from lightning_is.data.batch import SampledBatch
 from lightning_is.ledger import Ledger
-from lightning_is.monitor import Mark, Stopwatch
+from lightning_is.monitor import Stopwatch
 from lightning_is.preparation import NoLossError, Trial, prepare
 from lightning_is.sampling.gates import Gate
 from lightning_is.sampling.moments import moments
 from lightning_is.sampling.randomness import draw_generator
 from lightning_is.sampling.selection import without_replacement
 from lightning_is.scoring.context import TracelessContext
-from lightning_is.scoring.scorer import Reading, Scored
+from lightning_is.scoring.scorer import Scored
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Progress, Settings
+from lightning_is.step import Step
 
 _PROBE_EVERY = 10  # closed steps between passes of the user's own per-example loss
-
-
-@dataclass
-class _Step:
-    """The batch in hand, from its arrival to the end of its step."""
-
-    examples: int
-    begun: Mark
-    weights: Tensor | None = None
-    is_sampled: bool = False
-    scores: Tensor | None = None  # of everything that was loaded
-    moments: Tensor | None = None
-    loss: Tensor | None = None  # of everything that was loaded
-    scoring: tuple[Mark, Mark] | None = None
-    read: Reading | None = None
 
 
 @final
@@ -74,7 +59,7 @@ class Engine:
             module, settings.score_mode, host.logging_modules(module)
         )
         self._tap: HeadTap | None = None  # from the first batch on
-        self._step: _Step | None = None
+        self._step: Step | None = None
         self._batches = 0
         self._watch = Stopwatch(trainer.strategy.root_device)
         strategy = trainer.strategy
@@ -108,10 +93,10 @@ class Engine:
             batch = batch.data
         batch = self._moving.original(batch, device, dataloader_idx)
         self.ledger.settle()
-        size = self._count(batch)
+        size = self._settings.count(batch)
         self.ledger.largest = max(self.ledger.largest, size)
         self._batches += 1
-        step = self._step = _Step(size, begun, weights)
+        step = self._step = Step(size, begun, weights)
         if self._tap is None:
             self._tap = self._prepare(batch, size)
         if self._tap is None or size <= self._settings.batch_size:
@@ -130,7 +115,7 @@ class Engine:
             module=self._module,
             loss=self._loss,
             context=self._traceless,
-            part=lambda positions: self._take(batch, positions),
+            part=lambda positions: self._settings.take(batch, positions),
             device=self._module.device,
             examples=part,
             parts=min(2, size // part),
@@ -139,27 +124,12 @@ class Engine:
         heads = None if head is None else host.resolve_heads(self._module, head)
         return prepare(trial, heads, self._settings.scorer)
 
-    def _count(self, batch: Any) -> int:
-        if self._settings.index_fn is None:
-            return batch_size(batch)
-        size = self._settings.index_fn(batch, None)
-        if not isinstance(size, int):
-            raise TypeError(
-                "`index_fn(batch, None)` must return the number of examples in the "
-                f"batch, got a {type(size).__name__}. Start it with `if indices is "
-                "None: return ...`."
-            )
-        return size
-
-    def _take(self, batch: Any, indices: Tensor) -> Any:
-        return (self._settings.index_fn or take)(batch, indices)
-
     def _generator(self) -> torch.Generator:
         self._progress.draws += 1
         rank = self._trainer.global_rank
         return draw_generator(self._progress.seed, rank, self._progress.draws - 1)
 
-    def _sample(self, step: _Step, tap: HeadTap, batch: Any) -> Any:
+    def _sample(self, step: Step, tap: HeadTap, batch: Any) -> Any:
         """Score a presample, draw from it, and arrange for the weights."""
         start = self._watch.mark()
         with host.profiled(self._trainer, "score"):
@@ -178,11 +148,11 @@ class Engine:
         step.moments = moments(scores, counts, wanted, plan.selection)
         step.scores, step.loss = scores, scored.loss if before is None else None
         step.weights, step.is_sampled, step.examples = weights, True, wanted
-        batch = self._take(batch, drawn.indices)
+        batch = self._settings.take(batch, drawn.indices)
         step.scoring = (start, self._watch.mark())
         return batch
 
-    def _subset(self, step: _Step, batch: Any) -> Any:
+    def _subset(self, step: Step, batch: Any) -> Any:
         """Take a uniform batch out of a presample that came while the gate is shut."""
         even = torch.full(
             (step.examples,), 1 / step.examples, device=self._module.device
@@ -192,7 +162,7 @@ class Engine:
         if step.weights is not None:
             step.weights = step.weights[drawn]
         step.examples = wanted
-        return self._take(batch, drawn)
+        return self._settings.take(batch, drawn)
 
     def _score(
         self, tap: HeadTap, batch: Any, examples: int, *, update_statistics: bool
@@ -269,22 +239,6 @@ class Engine:
     def metrics(self) -> dict[str, float | Tensor]:
         """Describe the step that just ended; waits for the device."""
         self.ledger.settle()
-        step, last = self._step, self.ledger.last
-        if step is None or last is None:
+        if self._step is None or self.ledger.last is None:
             return {}
-        found: dict[str, float | Tensor] = {
-            "is/tau": last.tau,
-            "is/open": float(step.is_sampled),
-            "is/effective_batch": last.effective_batch,
-            "is/max_weight": 1.0 if step.weights is None else step.weights.max(),
-            "is/score_time_share": self._score_time_share(step),
-        }
-        if step.loss is not None:
-            found["is/presample_loss"] = step.loss
-        return found
-
-    def _score_time_share(self, step: _Step) -> float:
-        if step.scoring is None:
-            return 0.0
-        whole = self._watch.seconds(step.begun, self._watch.mark())
-        return self._watch.seconds(*step.scoring) / max(whole, 1e-9)
+        return self._step.metrics(self.ledger.last, self._watch)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -103,6 +104,15 @@ def call_training_step(
             f"'loss', or None, got {type(loss).__name__}."
         )
     return loss
+
+
+def reported_loss(trainer: Trainer, outputs: Any) -> Tensor | None:
+    """Return the loss of a step from what Lightning reports of it at its end."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+    if loss is None:
+        return None
+    # It comes divided by the number of accumulated batches.
+    return torch.as_tensor(loss).detach() * trainer.accumulate_grad_batches
 
 
 def resolve_heads(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_is.data.batch import batch_size, take
 from lightning_is.sampling.plan import ImportancePlan
 from lightning_is.scoring.context import ScoreMode
 from lightning_is.scoring.scorer import Scorer
@@ -50,6 +51,28 @@ class Settings:
                 f'`score_mode` must be "eval" or "train", got {self.score_mode!r}. '
                 '"eval" scores without dropout noise.'
             )
+
+    def count(self, batch: Any) -> int:
+        """Count the examples of a batch, by the user's function if there is one.
+
+        Raises:
+            TypeError: If that function does not count.
+            ValueError: If there is none and the parts of the batch disagree.
+        """
+        if self.index_fn is None:
+            return batch_size(batch)
+        size = self.index_fn(batch, None)
+        if not isinstance(size, int):
+            raise TypeError(
+                "`index_fn(batch, None)` must return the number of examples in the "
+                f"batch, got a {type(size).__name__}. Start it with `if indices is "
+                "None: return ...`."
+            )
+        return size
+
+    def take(self, batch: Any, indices: Tensor) -> Any:
+        """Pick examples from a batch, by the user's function if there is one."""
+        return (self.index_fn or take)(batch, indices)
 
 
 @dataclass

@@ -221,7 +221,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pin_memory": {"pin_memory": True},
     "worker_init_fn": {"worker_init_fn": worker_init},
     "generator": {"generator": torch.Generator()},
-    "drop_last": {"drop_last": True},
     "num_workers": {"num_workers": 2},
     "persistent_workers": {"num_workers": 1, "persistent_workers": True},
     "prefetch_factor": {"num_workers": 1, "prefetch_factor": 5},
@@ -238,12 +237,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_the_settings_of_the_loader_are_kept(name: str):
     original = loader(**SETTINGS[name])
     kept = OversamplingDataModule(original, LARGE).train_dataloader()
-    if name == "drop_last":
-        assert kept.batch_sampler.drop_last is True
-        return
     for setting, value in SETTINGS[name].items():
         assert getattr(kept, setting) is getattr(original, setting) is value
     assert kept.dataset is original.dataset
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_the_batch_sampler_is_told_whether_the_rest_is_dropped(drop_last: bool):
+    made = OversamplingDataModule(loader(drop_last=drop_last), LARGE)
+    assert made.train_dataloader().batch_sampler.drop_last is drop_last
 
 
 def test_the_sampler_of_the_loader_is_kept():

@@ -304,18 +304,18 @@ def test_logging_is_muted_inside_and_back_outside(module: Untidy):
     assert module.log.__func__ is LightningModule.log
 
 
-def test_a_logging_method_of_the_users_own_is_muted_and_comes_back(module: Untidy):
-    logged: list[str] = []
-
-    def own(name: str, value: object) -> None:
-        logged.append(name)
-
-    module.log = own
+@pytest.mark.parametrize("name", ["log", "log_dict"])
+def test_a_logging_method_of_the_users_own_is_muted_and_comes_back(
+    module: Untidy, name: str
+):
+    logged: list[object] = []
+    own = logged.append
+    setattr(module, name, own)
     with fails(), TracelessContext(module)():
-        module.log("inside", 1)
+        getattr(module, name)("inside")
         raise ZeroDivisionError
-    module.log("outside", 1)
-    assert module.log is own
+    getattr(module, name)("outside")
+    assert getattr(module, name) is own
     assert logged == ["outside"]
 
 

@@ -1,0 +1,55 @@
+"""One step of the fit, from the arrival of its batch to its metrics."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_is.monitor import Mark, Stopwatch
+from lightning_is.sampling.gates import Evidence
+from lightning_is.scoring.scorer import Reading
+
+
+@dataclass
+class Step:
+    """The batch in hand.
+
+    Attributes:
+        examples: That the user's step trains on.
+        begun: When the batch arrived.
+        weights: Of the examples, of shape ``(examples,)``; None if they are all 1.
+        is_sampled: Whether the examples were drawn by their scores.
+        scores: Of everything that was loaded.
+        moments: Of these scores.
+        loss: Mean over everything that was loaded.
+        scoring: When scoring and drawing began and ended.
+        read: Reads the scores that an ordinary step leaves behind.
+    """
+
+    examples: int
+    begun: Mark
+    weights: Tensor | None = None
+    is_sampled: bool = False
+    scores: Tensor | None = None
+    moments: Tensor | None = None
+    loss: Tensor | None = None
+    scoring: tuple[Mark, Mark] | None = None
+    read: Reading | None = None
+
+    def metrics(self, last: Evidence, watch: Stopwatch) -> dict[str, float | Tensor]:
+        """Describe the step to the loggers; on CUDA this waits for the device."""
+        found: dict[str, float | Tensor] = {
+            "is/tau": last.tau,
+            "is/open": float(self.is_sampled),
+            "is/effective_batch": last.effective_batch,
+            "is/max_weight": 1.0 if self.weights is None else self.weights.max(),
+            "is/score_time_share": self._score_time_share(watch),
+        }
+        if self.loss is not None:
+            found["is/presample_loss"] = self.loss
+        return found
+
+    def _score_time_share(self, watch: Stopwatch) -> float:
+        if self.scoring is None:
+            return 0.0
+        whole = watch.seconds(self.begun, watch.mark())
+        return watch.seconds(*self.scoring) / max(whole, 1e-9)
