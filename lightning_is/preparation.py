@@ -96,8 +96,8 @@ class Trial:
                 "weights through a module, `head.weight = embedding.weight`."
             )
 
-    def settle_layout(self, tap: HeadTap) -> None:
-        """Learn how rows of the head belong to examples, where there are more rows.
+    def settle_layout(self, tap: HeadTap, scorer: Scorer) -> None:
+        """Learn how rows belong to examples, where there are more rows or heads.
 
         Reordering the examples must reorder their scores; under the wrong layout it
         mixes them.
@@ -105,32 +105,36 @@ class Trial:
         with torch.no_grad(), tap.probing() as probes:
             self.run()
         refuse_silence(probes)
-        rows = {int(probe.shape[0]) for probe in probes if probe.ndim}
-        if rows <= {self.examples}:
+        rows = [int(probe.shape[0]) for probe in probes if probe.ndim]
+        if rows == [self.examples]:
             return
         order = torch.arange(self.examples, device=self.device).flip(0)
         for tap.stacked in (False, True):
-            scores, reordered = self.scores(tap), self.scores(tap, order=order)
-            if torch.allclose(reordered, scores[order], rtol=1e-3, atol=1e-6):
+            if all(self._reorders(tap, by, order) for by in (UpperBound(), scorer)):
                 return
         raise RuntimeError(
             "Rows of the head must belong to examples, one after the other or one "
-            f"batch after the other, got {sorted(rows)} rows for {self.examples} "
+            f"batch after the other, got {rows} rows for {self.examples} "
             "examples whose scores change with their order. Pass `head=` with a module "
             "that is batch-first."
         )
 
+    def _reorders(self, tap: HeadTap, scorer: Scorer, order: Tensor) -> bool:
+        scores, reordered = self.scores(tap, scorer), self.scores(tap, scorer, order)
+        return torch.allclose(reordered, scores[order], rtol=1e-3, atol=1e-6)
+
     def scores(
-        self,
-        tap: HeadTap,
-        scorer: Scorer | None = None,
-        order: Tensor | None = None,
+        self, tap: HeadTap, scorer: Scorer, order: Tensor | None = None
     ) -> Tensor:
-        """Score a part, by the upper bound unless told otherwise."""
-        scorer = UpperBound() if scorer is None else scorer
+        """Score a part.
+
+        Its loss is brought to the host, where scorers can afford to check themselves.
+        """
         batch = self._take(0, order)
         with self.context():
-            return scorer.score(lambda: self.loss(batch), tap, self.examples).scores
+            return scorer.score(
+                lambda: self.loss(batch).cpu(), tap, self.examples
+            ).scores
 
 
 def prepare(
@@ -157,7 +161,7 @@ def prepare(
         tap = HeadTap(trial.find_heads() if heads is None else heads)
         tap.attach()
         trial.refuse_hidden_state()
-        trial.settle_layout(tap)
+        trial.settle_layout(tap, scorer)
         trial.refuse_bypass(tap)
         trial.scores(tap, scorer)
     except Exception as problem:

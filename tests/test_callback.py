@@ -29,7 +29,7 @@ from lightning_is.sampling import (
     Warmup,
 )
 from lightning_is.sampling.randomness import draw_generator
-from lightning_is.scoring import Loss
+from lightning_is.scoring import Loss, UpperBound
 
 
 def opened(batch_size=4, **settings):
@@ -613,3 +613,38 @@ def test_the_trainer_of_another_does_not_sample(kit):
     module = kit.Classifier(kit.mlp())
     kit.trainer(opened(), Leaves()).fit(module, kit.loader())
     assert module.seen == [12] * 4
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["one-call", "two-calls"])
+@pytest.mark.parametrize("scorer", [UpperBound(), Loss()], ids=["upper-bound", "loss"])
+def test_two_views_stacked_are_scored_example_by_example(kit, scorer, twice):
+    """Rows of an example lie a whole batch apart, in the logits or in the loss."""
+
+    class TwoViews(kit.Classifier):
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            if twice:
+                z = torch.cat([self.net(x), self.net(-x)])
+            else:
+                z = self.net(torch.cat([x, -x]))
+            return functional.cross_entropy(z, y.repeat(2))
+
+    net = kit.mlp()
+    plan = ImportancePlan(Proportional(), Multinomial(), PowerWeights())
+    module = TwoViews(copy.deepcopy(net))
+    kit.trainer(opened(scorer=scorer, plan=plan), max_steps=1).fit(module, kit.loader())
+
+    x, y = next(iter(kit.loader()))
+    z = torch.stack([net(x), net(-x)])
+    losses = functional.cross_entropy(
+        z.transpose(1, 2), y.repeat(2, 1), reduction="none"
+    )
+    scores = losses.mean(0)
+    if scorer == UpperBound():
+        errors = z.softmax(2) - functional.one_hot(y, 3)
+        scores = errors.square().sum((0, 2)).sqrt()
+    drawn = plan.draw(scores.detach(), 4, generator=draw_generator(0, 0, 0))
+    weighted = losses.mean(0)[drawn.indices] * drawn.weights
+    gradients = torch.autograd.grad(weighted.mean(), list(net.parameters()))
+    expected = parameters(net) - 0.1 * nn.utils.parameters_to_vector(gradients)
+    torch.testing.assert_close(parameters(module), expected, atol=1e-5, rtol=1e-4)

@@ -33,10 +33,11 @@ class TracelessContext:
 
     Kept: train flags, running statistics, metric states, global random states (torch
     on the CPU and the module's device, NumPy, Python), and the plain attributes of the
-    module, such as counters and lists, with their items. Muted: ``log`` and
-    ``log_dict``. Not covered: what a step does to the outside world (files, its
-    logger's ``experiment``), parameters it changes in place, and attributes of other
-    objects. ``.grad`` is safe because no backward pass reaches a parameter.
+    module, such as counters and lists, with their items (copied shallowly at each pass:
+    large tables belong elsewhere). Muted: ``log`` and ``log_dict``. Not covered: what a
+    step does to the outside world (files, its logger's ``experiment``), parameters and
+    buffers of its own that it changes in place, and attributes of other objects, its
+    submodules included. ``.grad`` is safe: no backward pass reaches a parameter.
 
     The module's parts are listed once, so no step walks the module tree.
 
@@ -148,8 +149,10 @@ class _Attributes:
         own.update(self._saved)
         for container, items in self._items:
             container.clear()
-            add = "extend" if isinstance(container, (list, deque)) else "update"
-            getattr(container, add)(items)
+            if isinstance(container, (list, deque)):
+                container.extend(items)
+            else:
+                container.update(items)
 
 
 def _metric_state(metric: Metric) -> dict[str, Any]:
