@@ -61,6 +61,7 @@ class Engine:
         self._tap: HeadTap | None = None  # from the first batch on
         self._step: Step | None = None
         self._batches = 0
+        self._takes_batch_idx = host.takes_batch_idx(module)
         self._watch = Stopwatch(trainer.strategy.root_device)
         strategy = trainer.strategy
         self._moving = host.Shadow(strategy, "batch_to_device", self._receive)
@@ -185,8 +186,13 @@ class Engine:
         """Return the mean loss of the user's step, or their per-example losses."""
         if self._settings.per_sample_loss is not None:
             return self._settings.per_sample_loss(self._module, batch)
-        index = self._trainer.fit_loop.batch_idx + 1  # counted once it has arrived
-        loss = host.call_training_step(self._module, batch, index)
+        step = self._module.training_step
+        if self._takes_batch_idx:
+            # Lightning counts a batch once it has arrived.
+            output = step(batch, self._trainer.fit_loop.batch_idx + 1)
+        else:
+            output = step(batch)
+        loss = host.loss_of(output)
         if loss is None:
             raise NoLossError
         return loss

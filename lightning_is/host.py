@@ -88,15 +88,17 @@ def logging_modules(module: LightningModule) -> list[nn.Module]:
     return [part for part in module.modules() if isinstance(part, LightningModule)]
 
 
-def call_training_step(
-    module: LightningModule, batch: Any, batch_idx: int
-) -> Tensor | None:
-    """Run the user's step as Lightning would; return its loss, None if it skips."""
-    with_index = is_param_in_hook_signature(
-        module.training_step, "batch_idx", min_args=2
-    )
-    step = module.training_step
-    output = step(batch, batch_idx) if with_index else step(batch)
+def takes_batch_idx(module: LightningModule) -> bool:
+    """Whether Lightning hands the index of the batch to the user's step."""
+    return is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """Return the loss that a user's step returned, None if it skips.
+
+    Raises:
+        TypeError: If it is something else.
+    """
     loss = output["loss"] if isinstance(output, Mapping) else output
     if not (loss is None or isinstance(loss, Tensor)):
         raise TypeError(

@@ -79,15 +79,15 @@ def normalise(scores: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     """
     wide = precise(scores)
     low, high = wide.aminmax()
-    usable = (low >= 0) & (high > 0) & (high < torch.inf)  # false for NaN too
-    on_host = scores.device.type == "cpu"
-    if on_host and not usable:
+    scaled = wide / high  # the largest is 1: no sum or square over- or underflows
+    probs, even = scaled / scaled.sum(), 1 / len(scores)
+    if scores.device.type == "cpu":
+        if low.item() >= 0 and 0 < high.item() < torch.inf:  # false for NaN too
+            return probs
         check_scores(scores)  # raises, unless they are all zero
-    wide = wide / high  # the largest is 1: no sum or square over- or underflows
-    probs = wide / wide.sum()
-    if on_host and usable:
-        return probs
-    return torch.where(usable, probs, torch.full_like(probs, 1 / len(probs)))
+        return torch.full_like(probs, even)
+    usable = (low >= 0) & (high > 0) & (high < torch.inf)
+    return torch.where(usable, probs, even)
 
 
 def tau(scores: Float[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -150,12 +150,12 @@ def capped_inclusion(
     """
     check_batch_size(batch_size, len(probs))
     wide = precise(probs) + _FLOOR
-    ordered = wide.sort(descending=True).values
-    tails = ordered.flip(0).cumsum(0).flip(0)  # summed from the smallest: exact enough
-    certain = torch.arange(len(wide), device=wide.device)
-    scales = (batch_size - certain) / tails  # c, were the `certain` largest capped
-    too_few = (scales * ordered > 1).cumprod(0).sum()
-    scale = scales.gather(0, too_few.clamp(max=len(wide) - 1).view(1))
+    size = len(wide)
+    ordered = wide.sort().values  # ascending, so sums begin at the smallest: exact
+    places = torch.arange(batch_size - size + 1, batch_size + 1, device=wide.device)
+    scales = places / ordered.cumsum(0)  # c, were all beyond this candidate capped
+    capped = (scales * ordered > 1).sum()
+    scale = scales.gather(0, (size - 1 - capped).view(1))
     return (scale * wide).clamp(max=1.0)
 
 

@@ -58,6 +58,8 @@ class TracelessContext:
         self._modules = tuple(module.modules())
         self._loggers = (module,) if loggers is None else tuple(loggers)
         self._metrics = [m for m in self._modules if isinstance(m, Metric)]
+        parameter = next(module.parameters(), torch.empty(0))
+        self._device = parameter.device
         self._norms = [m for m in self._modules if isinstance(m, _NORMS)]
 
     @contextmanager
@@ -73,7 +75,7 @@ class TracelessContext:
         metrics = [_metric_state(metric) for metric in self._metrics]
         training = [module.training for module in self._modules]
         live = [norm for norm in self._norms if norm.training]
-        with random_states_kept(self._device()):
+        with random_states_kept(self._device):
             try:
                 self._mute()
                 self._set_modes(live if update_statistics else [])
@@ -121,10 +123,6 @@ class TracelessContext:
         for module in keep:
             module.__dict__["training"] = True
 
-    def _device(self) -> torch.device:
-        parameter = next(self._modules[0].parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
-
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stand in for a logging method."""
@@ -167,7 +165,8 @@ def _metric_state(metric: Metric) -> dict[str, Any]:
 def random_states_kept(device: torch.device) -> Iterator[None]:
     """Put the global random states back as they were, also after an exception."""
     devices = [device] if device.type == "cuda" else []
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python = random.getstate()
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002  half the time of a tuple
     with torch.random.fork_rng(devices=devices):
         try:
             yield
