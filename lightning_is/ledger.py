@@ -55,6 +55,9 @@ class Ledger:
             if packed is None:
                 device = self._trainer.strategy.root_device
                 packed = torch.zeros(6, dtype=torch.float64, device=device)
+            # The size as well: ranks must not disagree on when a step pays.
+            size = packed.new_full((1,), float(self.presample_size))
+            packed = torch.cat([packed, size / self._trainer.world_size])
             reduced = self._trainer.strategy.reduce(packed, reduce_op="sum")
             packed = torch.as_tensor(reduced)
         if packed is not None:
@@ -71,14 +74,16 @@ class Ledger:
         packed = self._readback.pop()
         if packed is None:
             return
-        if packed[-1] > 0:
+        faults = packed[5]
+        size = round(packed[6]) if len(packed) > 6 else self.presample_size
+        if faults > 0:
             if self._scores is not None:
                 check_scores(self._scores)
             raise ValueError(
-                f"Scores must be finite and at least 0, got {packed[-1]:.0f} that are "
+                f"Scores must be finite and at least 0, got {faults:.0f} that are "
                 "not on another rank. Its message says which."
             )
-        found = evidence(packed, self.presample_size, self._settings.batch_size)
+        found = evidence(packed[:6], size, self._settings.batch_size)
         if found is not None:
             self.last = found
             self._gate.observe(found)

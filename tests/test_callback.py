@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_is import ImportanceSamplingCallback, OversamplingDataModule
 from lightning_is.sampling import (
     AlwaysOpen,
+    EfficiencyGate,
     Evidence,
     ImportancePlan,
     Multinomial,
@@ -586,16 +587,37 @@ def test_two_processes_agree(kit):
     assert not torch.equal(parameters(module), before)
 
 
+def test_two_processes_with_batches_of_different_sizes_agree(kit):
+    class Uneven(kit.Classifier):
+        def train_dataloader(self):
+            return kit.loader(batch_size=(6, 12)[self.trainer.global_rank])
+
+    sampling = ImportanceSamplingCallback(2, gate=EfficiencyGate(backward_cost=20.0))
+    trainer = kit.trainer(
+        sampling,
+        AgreeingRanks(),
+        strategy="ddp_fork",
+        devices=2,
+        max_steps=40,
+        max_epochs=-1,
+        limit_train_batches=4,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(Uneven(kit.mlp()))
+
+
 class AgreeingRanks(L.Callback):
+    """Raises in both processes unless gate, draws and parameters are the same."""
+
     def on_train_end(self, trainer, pl_module):
         sampling = trainer.callbacks[0]
         state = sampling.state_dict()
-        mine = [state["gate"]["tau"], float(state["draws"])]
+        mine = [*state["gate"].values(), float(state["draws"])]
         mine = torch.cat([torch.tensor(mine), parameters(pl_module)])
         everyone = [torch.empty_like(mine) for _ in range(2)]
         torch.distributed.all_gather(everyone, mine)
         assert torch.equal(everyone[0], everyone[1])
-        assert 0 < state["draws"] < 12
+        assert 0 < state["draws"] < trainer.global_step
 
 
 def test_two_importance_callbacks_are_one_too_many(kit):
