@@ -165,8 +165,10 @@ class ImportanceSamplingCallback(Callback):
         )
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell the loader what is wanted first, after a resumed state was loaded."""
+    def on_train_epoch_start(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
+        """Tell the loader what is wanted: it may be new, or the state resumed."""
         if self._engine is not None:
             self._engine.ledger.tell_sampler()
 
@@ -200,6 +202,12 @@ class ImportanceSamplingCallback(Callback):
         """Refuse a loader that never yielded enough to draw from."""
         if self._engine is not None:
             self._engine.ledger.check_epoch()
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a loader that yielded nothing."""
+        if self._engine is not None:
+            host.refuse_empty(trainer)
 
     @override
     def teardown(

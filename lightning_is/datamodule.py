@@ -100,6 +100,12 @@ class OversamplingDataModule(LightningDataModule):
         if name == "trainer" and isinstance(inner, LightningDataModule):
             inner.trainer = value
 
+    def __getattr__(self, name: str) -> Any:
+        """Look up what this class does not know in the wrapped data module."""
+        if name.startswith("__") or "datamodule" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.datamodule, name)
+
     @override
     def train_dataloader(self) -> "DataLoader[Any]":
         """Return the wrapped training loader with presamples in it.

@@ -27,6 +27,7 @@ from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Progress, Settings
 from lightning_is.step import Step
 
+_CHECKED_AGAIN = (10, 100, 1000, 10_000)  # batches: a loss may gain terms in time
 _PROBE_EVERY = 10  # closed steps between passes of the user's own per-example loss
 
 
@@ -59,8 +60,8 @@ class Engine:
             module, settings.score_mode, host.logging_modules(module)
         )
         self._tap: HeadTap | None = None  # from the first batch on
+        self._is_summed = False
         self._step: Step | None = None
-        self._batches = 0
         self._takes_batch_idx = host.takes_batch_idx(module)
         self._watch = Stopwatch(trainer.strategy.root_device)
         strategy = trainer.strategy
@@ -87,19 +88,20 @@ class Engine:
         """Move a batch to the device and, in training, draw from it."""
         if not (self._trainer.training and self._is_active()) or batch is None:
             return self._moving.original(batch, device, dataloader_idx)
-        begun, weights = self._watch.mark(), None
+        begun, weights, index = self._watch.mark(), None, None
         if isinstance(batch, SampledBatch):
             target = device or self._trainer.strategy.root_device
             weights = batch.weight.to(target, non_blocking=True)
-            batch = batch.data
+            index, batch = batch.index, batch.data
         batch = self._moving.original(batch, device, dataloader_idx)
         self.ledger.settle()
         size = self._settings.count(batch)
-        self.ledger.largest = max(self.ledger.largest, size)
-        self._batches += 1
-        step = self._step = Step(size, begun, weights)
+        self.ledger.note(size)
+        step = self._step = Step(size, begun, weights, index)
         if self._tap is None:
             self._tap = self._prepare(batch, size)
+        elif self.ledger.batches in _CHECKED_AGAIN:
+            self._trial(batch, size).refuse_bypass(self._tap)
         if self._tap is None or size <= self._settings.batch_size:
             return batch
         if self._gate.is_open:
@@ -111,19 +113,29 @@ class Engine:
     def _prepare(self, batch: Any, size: int) -> HeadTap | None:
         """Find the head and refuse what cannot work, on part of the first batch."""
         self.ledger.check_loader()
-        part = max(1, min(self._settings.batch_size, size // 2))
-        trial = Trial(
+        head = self._settings.head
+        heads = None if head is None else host.resolve_heads(self._module, head)
+        trial = self._trial(batch, size)
+        prepared = prepare(trial, heads, self._settings.scorer)
+        self._context.settle()
+        if prepared is None:
+            return None
+        tap, self._is_summed = prepared
+        return tap
+
+    def _trial(self, batch: Any, size: int) -> Trial:
+        # Two examples at least, or their order could not be told.
+        part = min(max(2, min(self._settings.batch_size, size // 2)), size)
+        return Trial(
             module=self._module,
-            loss=self._loss,
+            step=lambda part: self._settings.guarded(self._step_loss, part),
+            losses=lambda part: self._settings.guarded(self._loss, part),
             context=self._traceless,
             part=lambda positions: self._settings.take(batch, positions),
             device=self._module.device,
             examples=part,
             parts=min(2, size // part),
         )
-        head = self._settings.head
-        heads = None if head is None else host.resolve_heads(self._module, head)
-        return prepare(trial, heads, self._settings.scorer)
 
     def _generator(self) -> torch.Generator:
         self._progress.draws += 1
@@ -138,20 +150,27 @@ class Engine:
         if scored is None:
             return batch
         plan, wanted = self._settings.plan, self._settings.batch_size
-        before, scores = step.weights, scored.scores
-        if before is not None:
-            scores = scores * before
+        before = step.weights
+        scores = scored.scores if before is None else scored.scores * before
         counts = plan.expected_counts(scores, wanted)
         drawn = plan.pick(counts, wanted, generator=self._generator())
-        weights = drawn.weights
+        weights = drawn.weights * self._rescaling(step.examples)
         if before is not None:
             weights = weights * before[drawn.indices]
         step.moments = moments(scores, counts, wanted, plan.selection)
-        step.scores, step.loss = scores, scored.loss if before is None else None
+        step.scores = scored.scores
+        step.loss = scored.loss if before is None else None
         step.weights, step.is_sampled, step.examples = weights, True, wanted
         batch = self._settings.take(batch, drawn.indices)
         step.scoring = (start, self._watch.mark())
         return batch
+
+    def _rescaling(self, loaded: int) -> float:
+        """Make up for a summed loss, which has fewer terms when fewer are drawn."""
+        if not self._is_summed or self._settings.when_closed == "subset":
+            return 1.0
+        presampled = host.presample_sampler(self._trainer) is not None
+        return 1.0 if presampled else loaded / self._settings.batch_size
 
     def _subset(self, step: Step, batch: Any) -> Any:
         """Take a uniform batch out of a presample that came while the gate is shut."""
@@ -172,20 +191,30 @@ class Engine:
         scorer = self._settings.scorer
         with self._traceless(update_statistics=update_statistics):
             try:
-                return scorer.score(lambda: self._loss(batch), tap, examples)
+                return scorer.score(
+                    lambda: self._settings.guarded(self._loss, batch), tap, examples
+                )
             except NoLossError:
                 return None
 
     @contextmanager
-    def _traceless(self, *, update_statistics: bool = False) -> Iterator[None]:
+    def _traceless(
+        self, *, update_statistics: bool = False, as_training: bool = False
+    ) -> Iterator[None]:
         precision = self._trainer.precision_plugin.train_step_context()
-        with precision, self._context(update_statistics=update_statistics):
+        context = self._context(
+            update_statistics=update_statistics, as_training=as_training
+        )
+        with precision, context:
             yield
 
     def _loss(self, batch: Any) -> Tensor:
-        """Return the mean loss of the user's step, or their per-example losses."""
+        """Return the losses to score by: the user's own, or the step's mean loss."""
         if self._settings.per_sample_loss is not None:
             return self._settings.per_sample_loss(self._module, batch)
+        return self._step_loss(batch)
+
+    def _step_loss(self, batch: Any) -> Tensor:
         step = self._module.training_step
         if self._takes_batch_idx:
             # Lightning counts a batch once it has arrived.
@@ -231,15 +260,17 @@ class Engine:
             return
         if not step.is_sampled:
             step.loss = loss if step.weights is None else None
-            if self._settings.per_sample_loss and self._batches % _PROBE_EVERY == 1:
+            if (
+                self._settings.per_sample_loss
+                and self.ledger.batches % _PROBE_EVERY == 1
+            ):
                 scored = self._score(
                     self._tap, batch, step.examples, update_statistics=False
                 )
                 step.scores = None if scored is None else scored.scores
             if step.scores is not None:
-                if step.weights is not None:
-                    step.scores = step.scores * step.weights
-                step.moments = self.ledger.prospect(step.scores)
+                weights = 1.0 if step.weights is None else step.weights
+                step.moments = self.ledger.prospect(step.scores * weights)
         self.ledger.send(step.moments, step.scores)
 
     def metrics(self) -> dict[str, float | Tensor]:

@@ -64,6 +64,20 @@ def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
         )
 
 
+def refuse_empty(trainer: Trainer) -> None:
+    """Refuse a training loader without batches, which Lightning passes in silence.
+
+    Raises:
+        ValueError: If there was nothing to train on, and that was not asked for.
+    """
+    asked = trainer.limit_train_batches == 0
+    if trainer.num_training_batches == 0 and not asked:
+        raise ValueError(
+            "The training loader must yield batches, got none. Check that the dataset "
+            "is not empty and, with `drop_last=True`, not smaller than a batch."
+        )
+
+
 def presample_sampler(trainer: Trainer) -> PresampleBatchSampler | None:
     """Find the presample batch sampler; Lightning may have rebuilt it."""
     loader = trainer.train_dataloader

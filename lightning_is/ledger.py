@@ -26,6 +26,7 @@ class Ledger:
     Attributes:
         last: The evidence last handed over.
         largest: Examples of the largest batch seen.
+        batches: How many batches were seen.
     """
 
     def __init__(self, trainer: Trainer, gate: Gate, settings: Settings) -> None:
@@ -34,6 +35,12 @@ class Ledger:
         self._scores: Tensor | None = None  # behind what is being read back
         self.last: Evidence | None = None
         self.largest = 0
+        self.batches = 0
+
+    def note(self, size: int) -> None:
+        """Take in the size of a batch that arrived."""
+        self.largest = max(self.largest, size)
+        self.batches += 1
 
     @property
     def presample_size(self) -> int:
@@ -118,9 +125,15 @@ class Ledger:
         Raises:
             ValueError: If so.
         """
-        wanted = self._settings.batch_size
-        if host.presample_sampler(self._trainer) is None and self.largest <= wanted:
-            raise ValueError(_too_small(wanted, self.largest))
+        wanted, largest = self._settings.batch_size, self.largest
+        if self._trainer.world_size > 1:
+            device = self._trainer.strategy.root_device
+            sizes = torch.tensor(float(largest), device=device)
+            largest = int(self._trainer.strategy.reduce(sizes, reduce_op="max"))
+        # A run resumed at the end of an epoch sees few of its batches, or none.
+        whole = self.batches > 1 and host.presample_sampler(self._trainer) is None
+        if whole and largest <= wanted:
+            raise ValueError(_too_small(wanted, largest))
 
 
 def _too_small(wanted: int, got: int) -> str:

@@ -1,7 +1,8 @@
 """Before the first step: find the head, and refuse what would be silently wrong."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from lightning_is.scoring.context import random_states_kept
 from lightning_is.scoring.discovery import (
     bypassing_parameters,
+    changed_tensors,
     find_heads,
-    tensor_attributes,
+    kept_tensors,
     traced_outputs,
 )
 from lightning_is.scoring.scorer import Scorer
-from lightning_is.scoring.tap import HeadTap
+from lightning_is.scoring.tap import HeadTap, rows_per_example
 from lightning_is.scoring.upper_bound import UpperBound, refuse_silence
 
 
@@ -30,8 +32,9 @@ class Trial:
 
     Attributes:
         module: Whose step is tried.
-        loss: Runs the step on a part of the batch; returns its loss.
-        context: Opens a context that leaves no trace.
+        step: Runs the step on a part of the batch; returns its loss.
+        losses: What the examples are scored by: the same, or the user's own losses.
+        context: Opens a context that leaves no trace; takes ``as_training``.
         part: Takes the examples at some positions of the batch.
         device: Where positions are made.
         examples: Examples in a part.
@@ -39,8 +42,9 @@ class Trial:
     """
 
     module: nn.Module
-    loss: Callable[[Any], Tensor]
-    context: Callable[[], AbstractContextManager[None]]
+    step: Callable[[Any], Tensor]
+    losses: Callable[[Any], Tensor]
+    context: Callable[..., AbstractContextManager[None]]
     part: Callable[[Tensor], Any]
     device: torch.device
     examples: int
@@ -49,24 +53,41 @@ class Trial:
     def run(self, number: int = 0, order: Tensor | None = None) -> Tensor:
         """Compute the loss of a part, without a trace; reordered if asked."""
         with self.context():
-            return self.loss(self._take(number, order)).mean()
+            return self.step(self._take(number, order)).mean()
+
+    def run_as_training(self, number: int = 0) -> Tensor:
+        """Compute the loss of a part as in training, where it may have more terms."""
+        # Batch normalisation cannot train on one example.
+        with self.context(as_training=self.examples > 1):
+            return self.step(self._take(number)).mean()
 
     def _take(self, number: int, order: Tensor | None = None) -> Any:
         if order is None:
             order = torch.arange(self.examples, device=self.device)
         return self.part(order + number * self.examples)
 
+    def scores(
+        self, tap: HeadTap, scorer: Scorer, order: Tensor | None = None
+    ) -> Tensor:
+        """Score a part, or the examples of it at some positions.
+
+        Its loss is brought to the host, where scorers can afford to check themselves.
+        """
+        batch = self._take(0, order)
+        examples = self.examples if order is None else len(order)
+        with self.context():
+            return scorer.score(lambda: self.losses(batch).cpu(), tap, examples).scores
+
     def refuse_hidden_state(self) -> None:
         """Refuse a step that carries tensors from batch to batch."""
         batch = self._take(0)
-        before = tensor_attributes(self.module)
         with torch.no_grad(), self.context():
+            before = kept_tensors(self.module)
             losses = []
             for _ in range(2):
                 with random_states_kept(self.device):
-                    losses.append(self.loss(batch).mean())
-                after = tensor_attributes(self.module)
-                changed = [n for n, kept in after.items() if kept != before.get(n)]
+                    losses.append(self.step(batch).mean())
+                changed = changed_tensors(before, self.module)
                 if not changed:
                     return
         if not torch.allclose(losses[0], losses[1], rtol=1e-5, atol=0):
@@ -77,14 +98,19 @@ class Trial:
                 "importance sampling."
             )
 
-    def find_heads(self) -> list[nn.Module]:
-        """Find the heads of a network nobody described."""
-        with torch.enable_grad(), traced_outputs(self.module) as owners:
-            return find_heads(self.run(), owners)
+    def find_heads(self, given: Sequence[nn.Module] | None) -> list[nn.Module]:
+        """Find the heads of a network nobody described; check several given ones."""
+        if given is not None and len(given) == 1:
+            return list(given)
+        with torch.enable_grad(), traced_outputs(self.module, given) as owners:
+            return find_heads(self.run_as_training(), owners)
 
     def refuse_bypass(self, tap: HeadTap) -> None:
         """Refuse parameters whose gradient would escape the weights."""
-        steps = tuple(lambda i=i: self.run(i) for i in range(self.parts))
+        steps = tuple(
+            lambda number=number: self.run_as_training(number)
+            for number in range(self.parts)
+        )
         names = bypassing_parameters(self.module, tap, steps)
         if names:
             heads = ", ".join(type(head).__name__ for head in tap.heads)
@@ -92,54 +118,127 @@ class Trial:
                 "Every parameter must reach the loss through the head "
                 f"({heads}), or its gradient escapes the weights, got "
                 f"{', '.join(names[:5])} beside it. Pass `head=` with the module (or "
-                "the list of modules) whose outputs alone determine the loss; tie "
-                "weights through a module, `head.weight = embedding.weight`."
+                "the list of modules side by side) whose outputs alone determine the "
+                "loss; tie weights through a module, `head.weight = embedding.weight`."
             )
 
     def settle_layout(self, tap: HeadTap, scorer: Scorer) -> None:
-        """Learn how rows belong to examples, where there are more rows or heads.
-
-        Reordering the examples must reorder their scores; under the wrong layout it
-        mixes them.
-        """
-        with torch.no_grad(), tap.probing() as probes:
+        """Learn which calls of the head count, and which rows belong to an example."""
+        order = torch.arange(self.examples, device=self.device).flip(0)
+        with torch.enable_grad(), tap.probing() as probes, _inputs(tap) as plain:
             self.run()
         refuse_silence(probes)
-        rows = [int(probe.shape[0]) for probe in probes if probe.ndim]
+        tap.live = tuple(tap.seen)
+        rows = [self.examples * rows_per_example(p, self.examples) for p in probes]
         if rows == [self.examples]:
             return
-        order = torch.arange(self.examples, device=self.device).flip(0)
-        for tap.stacked in (False, True):
-            if all(self._reorders(tap, by, order) for by in (UpperBound(), scorer)):
-                return
+        if rows != [self.examples] * len(rows):
+            with torch.no_grad(), tap.probing(), _inputs(tap) as flipped:
+                self.run(order=order)
+            fits = [s for s in (False, True) if _moved(plain, flipped, order, s)]
+            tap.stacked = self._only(fits, f"{rows} rows")
+        if scorer == UpperBound():
+            return
+        fits = []
+        for stacked in (False, True):
+            tap.stacked = stacked
+            if self._reorders(tap, scorer, order):
+                fits.append(stacked)
+        known = not torch.allclose(*torch.aminmax(self.scores(tap, scorer)), rtol=1e-4)
+        tap.stacked = (
+            fits[0] if known and len(fits) == 2 else self._only(fits, "losses")
+        )
+
+    def _only(self, fits: list[bool], what: str) -> bool:
+        """Return the one layout that fits."""
+        if len(fits) == 1:
+            return fits[0]
+        problem = "do not follow" if not fits else "do not tell"
         raise RuntimeError(
             "Rows of the head must belong to examples, one after the other or one "
-            f"batch after the other, got {rows} rows for {self.examples} "
-            "examples whose scores change with their order. Pass `head=` with a module "
-            "that is batch-first."
+            f"batch after the other, got {what} for {self.examples} examples that "
+            f"{problem} their order. Pass `head=` with a module that is batch-first, "
+            "or `per_sample_loss=` to score by."
         )
 
     def _reorders(self, tap: HeadTap, scorer: Scorer, order: Tensor) -> bool:
         scores, reordered = self.scores(tap, scorer), self.scores(tap, scorer, order)
         return torch.allclose(reordered, scores[order], rtol=1e-3, atol=1e-6)
 
-    def scores(
-        self, tap: HeadTap, scorer: Scorer, order: Tensor | None = None
-    ) -> Tensor:
-        """Score a part.
+    def is_summed(self, tap: HeadTap) -> bool:
+        """Whether the loss is a sum over the examples; warns if it couples them.
 
-        Its loss is brought to the host, where scorers can afford to check themselves.
+        The score of an example must not depend on who else is in the batch, but for
+        the factor that a sum has. Where a step draws random numbers nothing can be
+        said.
         """
+        if self.examples < 2:
+            return False
+        half = torch.arange(self.examples // 2, device=self.device)
+        whole, again = self._free_scores(tap), self._free_scores(tap, skip=7)
+        alone = self._free_scores(tap, half)
+        beside = whole[half]
+        seen = alone > 1e-3 * alone.max()
+        if not torch.equal(whole, again) or not bool(seen.any()):
+            return False
+        ratio = (beside[seen] / alone[seen]).median()
+        if (beside - ratio * alone).abs().max() > 0.05 * beside.max():
+            warnings.warn(
+                "The loss couples the examples of a batch: the gradient of one changes "
+                "with the others, as in contrastive losses or normalisation without "
+                "running statistics. A drawn batch is then no unbiased estimate.",
+                stacklevel=2,
+            )
+        factor = self.examples / len(half)
+        return bool((ratio / factor - 1).abs() < 1e-3)
+
+    def _free_scores(
+        self, tap: HeadTap, order: Tensor | None = None, *, skip: int = 0
+    ) -> Tensor:
+        """Score a part by the upper bound of the step's own loss."""
         batch = self._take(0, order)
+        examples = self.examples if order is None else len(order)
         with self.context():
-            return scorer.score(
-                lambda: self.loss(batch).cpu(), tap, self.examples
-            ).scores
+            torch.rand(skip)  # moves the random stream, which the context restores
+            return UpperBound().score(lambda: self.step(batch), tap, examples).scores
+
+
+@contextmanager
+def _inputs(tap: HeadTap) -> Iterator[list[Tensor]]:
+    """Collect what the heads are given."""
+    found: list[Tensor] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        found.extend(a.detach() for a in args[:1] if isinstance(a, Tensor))
+
+    handles = [head.register_forward_pre_hook(note) for head in tap.heads]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _moved(
+    plain: list[Tensor], flipped: list[Tensor], order: Tensor, stacked: bool
+) -> bool:
+    """Whether the rows of some tensors moved as a layout says they should."""
+    for before, after in zip(plain, flipped, strict=True):
+        copies = torch.arange(before.shape[0] // len(order), device=order.device)
+        if stacked:
+            rows = copies[:, None] * len(order) + order
+        else:
+            rows = order[:, None] * len(copies) + copies
+        expected = before[rows.flatten()]
+        scale = float(before.abs().max())
+        if not torch.allclose(after, expected, rtol=1e-3, atol=1e-5 * scale):
+            return False
+    return True
 
 
 def prepare(
-    trial: Trial, heads: list[nn.Module] | None, scorer: Scorer
-) -> HeadTap | None:
+    trial: Trial, heads: Sequence[nn.Module] | None, scorer: Scorer
+) -> tuple[HeadTap, bool] | None:
     """Put a tap on the head, and refuse what would be silently wrong.
 
     Args:
@@ -148,7 +247,8 @@ def prepare(
         scorer: Must be able to score them.
 
     Returns:
-        The attached tap; None if the step returned no loss this time.
+        The attached tap, and whether the loss is a sum over the examples; None if the
+        step returned no loss this time.
 
     Raises:
         RuntimeError: If no head separates the loss from the network, or the step
@@ -158,16 +258,16 @@ def prepare(
     tap = None
     try:
         # Before anything runs: what compiles on its first call must see the hooks.
-        tap = HeadTap(trial.find_heads() if heads is None else heads)
+        tap = HeadTap(trial.find_heads(heads))
         tap.attach()
         trial.refuse_hidden_state()
         trial.settle_layout(tap, scorer)
         trial.refuse_bypass(tap)
         trial.scores(tap, scorer)
+        return tap, trial.is_summed(tap)
     except Exception as problem:
         if tap is not None:
             tap.detach()
         if isinstance(problem, NoLossError):
             return None
         raise
-    return tap

@@ -17,8 +17,9 @@ class Step:
         examples: That the user's step trains on.
         begun: When the batch arrived.
         weights: Of the examples, of shape ``(examples,)``; None if they are all 1.
+        index: Of what was loaded, in the dataset, if it was drawn before.
         is_sampled: Whether the examples were drawn by their scores.
-        scores: Of everything that was loaded.
+        scores: Of everything that was loaded, without the weights it came with.
         moments: Of these scores.
         loss: Mean over everything that was loaded.
         scoring: When scoring and drawing began and ended.
@@ -28,6 +29,7 @@ class Step:
     examples: int
     begun: Mark
     weights: Tensor | None = None
+    index: Tensor | None = None
     is_sampled: bool = False
     scores: Tensor | None = None
     moments: Tensor | None = None

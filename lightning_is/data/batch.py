@@ -30,6 +30,15 @@ class SampledBatch:
     index: Int[Tensor, " n"]
     weight: Float[Tensor, " n"]
 
+    def pin_memory(self) -> "SampledBatch":
+        """Pin the tensors in it, as a loader with ``pin_memory=True`` asks for."""
+        data = _walk(self.data, lambda r: r.pin_memory() if _is_tensor(r) else r)
+        return SampledBatch(data, self.index.pin_memory(), self.weight.pin_memory())
+
+
+def _is_tensor(rows: Any) -> bool:
+    return isinstance(rows, Tensor)
+
 
 def _is_rows(node: Any) -> bool:
     """Whether this is a list with one plain value per example, such as file names."""
@@ -106,6 +115,18 @@ def batch_size(batch: Any) -> int:
             "`index_fn=`, which counts and picks examples."
         )
     return sizes[0]
+
+
+def rebuild(batch: Any) -> Any:
+    """Return the same tensors in new containers, so that these may be changed."""
+    return _walk(batch, lambda rows: rows)
+
+
+def versions(batch: Any) -> list[int]:
+    """Return how often each tensor of a batch was written to in place."""
+    found: list[int] = []
+    _walk(batch, lambda r: found.append(r._version) if isinstance(r, Tensor) else None)
+    return found
 
 
 def take(batch: Any, indices: Int[Tensor, " b"]) -> Any:

@@ -35,11 +35,12 @@ class TracelessContext:
     on the CPU and the module's device, NumPy, Python), and the plain attributes of the
     module, such as counters and lists, with their items (copied shallowly at each pass:
     large tables belong elsewhere). Muted: ``log`` and ``log_dict``. Not covered: what a
-    step does to the outside world (files, its logger's ``experiment``), parameters and
-    buffers of its own that it changes in place, and attributes of other objects, its
-    submodules included. ``.grad`` is safe: no backward pass reaches a parameter.
+    step does to the outside world (files, its logger's ``experiment``), parameters it
+    changes in place, and attributes of objects that are no modules. ``.grad`` is safe:
+    no backward pass reaches a parameter.
 
-    The module's parts are listed once, so no step walks the module tree.
+    The module's parts are listed once, so no step walks the module tree. Buffers and
+    attributes of submodules are kept if a pass before `settle` changed them: few do.
 
     Args:
         module: The module whose step will run.
@@ -60,25 +61,38 @@ class TracelessContext:
         self._metrics = [m for m in self._modules if isinstance(m, Metric)]
         parameter = next(module.parameters(), torch.empty(0))
         self._device = parameter.device
+        self._parts = [m for m in self._modules if _is_foreign(m, self._loggers)]
+        self._buffers = [
+            (module, name)
+            for module in self._modules
+            if not isinstance(module, (*_NORMS, Metric))
+            for name, _ in module.named_buffers(recurse=False)
+        ]
+        self._changed: set[tuple[nn.Module, str]] = set()
         self._norms = [m for m in self._modules if isinstance(m, _NORMS)]
 
     @contextmanager
-    def __call__(self, *, update_statistics: bool = False) -> Iterator[None]:
+    def __call__(
+        self, *, update_statistics: bool = False, as_training: bool = False
+    ) -> Iterator[None]:
         """Run what is inside without a trace.
 
         Args:
+            as_training: Leave the train flags as they are, whatever the score mode.
             update_statistics: Let normalisation layers in train mode normalise by this
                 batch and take its statistics in, as in an ordinary step: the one trace
                 that is wanted of a presample, which unlike the drawn batch is uniform.
         """
-        attributes = [_Attributes(module) for module in self._loggers]
+        attributes = [_Attributes(m) for m in (*self._loggers, *self._parts)]
+        buffers = [_Buffer(module, name) for module, name in self._buffers]
         metrics = [_metric_state(metric) for metric in self._metrics]
         training = [module.training for module in self._modules]
         live = [norm for norm in self._norms if norm.training]
         with random_states_kept(self._device):
             try:
                 self._mute()
-                self._set_modes(live if update_statistics else [])
+                if not as_training and self._score_mode == "eval":
+                    self._evaluate(except_for=live if update_statistics else [])
                 with self.frozen_statistics(active=not update_statistics):
                     yield
             finally:
@@ -86,8 +100,13 @@ class TracelessContext:
                     module.__dict__["training"] = flag
                 for metric, state in zip(self._metrics, metrics, strict=True):
                     metric.__dict__.update(state)
-                for saved in attributes:
-                    saved.restore()
+                kept: list[_Attributes | _Buffer] = [*attributes, *buffers]
+                self._changed |= {saved.key for saved in kept if saved.restore()}
+
+    def settle(self) -> None:
+        """From now on keep only those buffers and submodules seen to change so far."""
+        self._buffers = [key for key in self._buffers if key in self._changed]
+        self._parts = [m for m in self._parts if (m, "") in self._changed]
 
     @contextmanager
     def frozen_statistics(self, *, active: bool = True) -> Iterator[None]:
@@ -115,12 +134,10 @@ class TracelessContext:
             for name in _LOGGING:
                 module.__dict__[name] = _ignore
 
-    def _set_modes(self, keep: Sequence[nn.Module]) -> None:
-        if self._score_mode == "train":
-            return
+    def _evaluate(self, *, except_for: Sequence[nn.Module]) -> None:
         for module in self._modules:
             module.__dict__["training"] = False
-        for module in keep:
+        for module in except_for:
             module.__dict__["training"] = True
 
 
@@ -132,6 +149,7 @@ class _Attributes:
     """A module's own attributes, and the items of the containers among them."""
 
     def __init__(self, module: nn.Module) -> None:
+        self.key = (module, "")
         self._module = module
         self._saved = dict(module.__dict__)
         self._items = [
@@ -140,17 +158,60 @@ class _Attributes:
             if type(value) in _CONTAINERS and name not in _INTERNAL
         ]
 
-    def restore(self) -> None:
+    def restore(self) -> bool:
+        """Put them back; tell whether that changed anything."""
         own = self._module.__dict__
-        for name in own.keys() - self._saved.keys():
+        added = own.keys() - self._saved.keys()
+        moved = any(own.get(name, own) is not v for name, v in self._saved.items())
+        for name in added:
             del own[name]
         own.update(self._saved)
-        for container, items in self._items:
+        spilt = [(c, items) for c, items in self._items if not _alike(c, items)]
+        for container, items in spilt:
             container.clear()
             if isinstance(container, (list, deque)):
                 container.extend(items)
             else:
                 container.update(items)
+        return bool(added or moved or spilt)
+
+
+class _Buffer:
+    """A buffer of a module, and its values."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.key = (module, name)
+        self._tensor: Tensor | None = getattr(module, name)
+        if self._tensor is not None:
+            self._version, self._values = self._tensor._version, self._tensor.clone()
+
+    def restore(self) -> bool:
+        """Put it back; tell whether that changed anything."""
+        module, name = self.key
+        replaced = getattr(module, name) is not self._tensor
+        if replaced:
+            setattr(module, name, self._tensor)
+        written = self._tensor is not None and self._tensor._version != self._version
+        if written and self._tensor is not None:
+            self._tensor.copy_(self._values)
+        return replaced or written
+
+
+def _is_foreign(module: nn.Module, loggers: Sequence[nn.Module]) -> bool:
+    """Whether a part is of the user's own kind, so that its step may change it."""
+    torchs = type(module).__module__.startswith("torch.")
+    return not torchs and module not in loggers and not isinstance(module, Metric)
+
+
+def _alike(container: Any, items: Any) -> bool:
+    """Whether a container still holds the very same items."""
+    if len(container) != len(items):
+        return False
+    if isinstance(container, dict):
+        return all(items.get(k, items) is v for k, v in container.items())
+    if isinstance(container, set):
+        return bool(container == items)
+    return all(a is b for a, b in zip(container, items, strict=True))
 
 
 def _metric_state(metric: Metric) -> dict[str, Any]:

@@ -1,37 +1,56 @@
 """Finding the head of a network nobody described, and checking that it is one."""
 
 from collections import deque
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.nn.utils import parametrize
 
 from lightning_is.scoring.tap import HeadTap
 
+_INTERNAL = frozenset(vars(nn.Module()))
 Owners = dict[Node, nn.Module]
 
 
 @contextmanager
-def traced_outputs(module: nn.Module) -> Iterator[Owners]:
-    """Record which parametrised module made which node of the autograd graph."""
+def traced_outputs(
+    module: nn.Module, parts: Sequence[nn.Module] | None = None
+) -> Iterator[Owners]:
+    """Record which module made which node of the autograd graph.
+
+    Args:
+        module: What is run.
+        parts: The modules to watch; those with parameters of their own by default.
+    """
     owners: Owners = {}
 
     def note(made_by: nn.Module, args: object, output: object) -> None:
         if isinstance(output, Tensor) and output.grad_fn is not None:
             owners.setdefault(output.grad_fn, made_by)  # the innermost comes first
 
-    handles = [
-        part.register_forward_hook(note)
-        for part in module.modules()
-        if next(part.parameters(recurse=False), None) is not None
-    ]
+    watched = _parametrised(module) if parts is None else parts
+    handles = [part.register_forward_hook(note) for part in watched]
     try:
         yield owners
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _parametrised(module: nn.Module) -> list[nn.Module]:
+    """List the parts with parameters of their own, also reparametrised ones."""
+    return [
+        part
+        for part in module.modules()
+        if not isinstance(part, parametrize.ParametrizationList)
+        and (
+            parametrize.is_parametrized(part)
+            or next(part.parameters(recurse=False), None) is not None
+        )
+    ]
 
 
 def find_heads(loss: Tensor, owners: Owners) -> list[nn.Module]:
@@ -132,19 +151,42 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
     return torch.allclose(a, b, rtol=1e-3, atol=1e-7)
 
 
-def tensor_attributes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Identify the tensors that a module and its parts keep as plain attributes."""
-    return {
-        f"{path}.{name}".lstrip("."): tuple(id(t) for t in _tensors(value))
+def kept_tensors(module: nn.Module) -> dict[str, list[tuple[Tensor, int]]]:
+    """Return the tensors that a module and its parts keep, with their versions.
+
+    Plain attributes, also in lists and mappings, and buffers; scalars do not count.
+    """
+    attributes = {
+        f"{path}.{name}".lstrip("."): _tensors(value)
         for path, part in module.named_modules()
         for name, value in part.__dict__.items()
-        if not name.startswith("_") and _tensors(value)
+        if name not in _INTERNAL
     }
+    buffers = {name: _tensors(buffer) for name, buffer in module.named_buffers()}
+    return {
+        name: [(tensor, tensor._version) for tensor in tensors]
+        for name, tensors in {**attributes, **buffers}.items()
+        if tensors
+    }
+
+
+def changed_tensors(
+    before: dict[str, list[tuple[Tensor, int]]], module: nn.Module
+) -> list[str]:
+    """Name the kept tensors that were replaced or written to since ``before``."""
+    return [
+        name
+        for name, now in kept_tensors(module).items()
+        if [(id(t), version) for t, version in now]
+        != [(id(t), version) for t, version in before.get(name, [])]
+    ]
 
 
 def _tensors(value: object) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value] if value.ndim else []
+    if isinstance(value, Mapping):
+        value = list(value.values())
     if isinstance(value, (list, tuple)):
         return [tensor for item in value for tensor in _tensors(item)]
     return []

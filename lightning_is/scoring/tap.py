@@ -31,14 +31,19 @@ class HeadTap:
         stacked: Where a head has ``k * n`` rows, whether they are ``k`` batches one
             after the other (two augmented views, say); otherwise the ``k`` rows of an
             example are neighbours (a sequence flattened batch-first).
+        live: For each call of a head in a step, whether it carries a gradient; empty
+            means that all do. One under the user's own ``no_grad`` does not.
+        seen: The same of the calls under the last `probing`, as they happen.
     """
 
     def __init__(self, heads: Sequence[nn.Module]) -> None:
         self.heads = tuple(heads)
         self.stacked = False
+        self.live: tuple[bool, ...] = ()
         self._handles: list[RemovableHandle] = []
         self._probes: list[Tensor] | None = None
         self._cuts = False
+        self.seen: list[bool] = []
         self._weights: Tensor | None = None
 
     def attach(self) -> None:
@@ -63,7 +68,7 @@ class HeadTap:
         Yields:
             The probes, one per call of a head, appended as the calls happen.
         """
-        self._probes, self._cuts = [], cut
+        self._probes, self._cuts, self.seen = [], cut, []
         try:
             yield self._probes
         finally:
@@ -101,7 +106,10 @@ class HeadTap:
             )
         if self._probes is None:
             return None
+        self.seen.append(output.requires_grad)
         if self._cuts:
+            if self.live and not self.live[(len(self.seen) - 1) % len(self.live)]:
+                return None  # computed under the user's own no_grad: no gradient
             output = output.detach()
             torch.set_grad_enabled(True)  # undone as the caller's no_grad ends
         probe = torch.zeros_like(output, requires_grad=True)
@@ -162,8 +170,8 @@ def example_norms(
         torch.linalg.vector_norm(
             by_example(gradient.detach(), examples, stacked=stacked),
             dim=1,
-            dtype=torch.float32,
-        )
+            dtype=torch.promote_types(gradient.dtype, torch.float32),
+        ).float()
         for gradient in gradients
     ]
     if len(norms) == 1:

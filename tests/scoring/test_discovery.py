@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from lightning_is.scoring.discovery import (
     bypassing_parameters,
+    changed_tensors,
     find_heads,
-    tensor_attributes,
+    kept_tensors,
     traced_outputs,
 )
 from lightning_is.scoring.tap import HeadTap
@@ -384,8 +385,14 @@ def test_tensors_kept_as_attributes_are_listed_by_path_and_identity():
     module["part"].hidden = [(a, b), "text", {"not": a}]
     module["part"].count = scalar
     module._private = a
-    found = tensor_attributes(module)
-    assert found["state"] == (id(a),)
-    assert found["part.hidden"] == (id(a), id(b))
-    # Neither a running count nor anything private is hidden state.
-    assert found.keys() == {"state", "part.hidden"}
+    module.register_buffer("table", b)
+    before = kept_tensors(module)
+    assert [t is a for t, _ in before["state"]] == [True]
+    assert [t is b for t, _ in before["part.hidden"]] == [False, True, False]
+    # A running count is no hidden state.
+    assert before.keys() == {"state", "part.hidden", "_private", "table"}
+    assert changed_tensors(before, module) == []
+    b.add_(1)
+    assert changed_tensors(before, module) == ["part.hidden", "table"]
+    module._private = torch.ones(2)
+    assert changed_tensors(before, module) == ["_private", "part.hidden", "table"]
