@@ -103,7 +103,14 @@ class Trial:
         if given is not None and len(given) == 1:
             return list(given)
         with torch.enable_grad(), traced_outputs(self.module, given) as owners:
-            return find_heads(self.run_as_training(), owners)
+            found = find_heads(self.run_as_training(), owners)
+        if given is not None and len(found) < len(given):
+            raise RuntimeError(
+                "Several heads must lie side by side, got some that feed one another "
+                "or do not reach the loss. Pass `head=` with the last module before "
+                "the loss on each path alone."
+            )
+        return found
 
     def refuse_bypass(self, tap: HeadTap) -> None:
         """Refuse parameters whose gradient would escape the weights."""

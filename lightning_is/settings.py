@@ -39,8 +39,13 @@ class Settings:
         whole = isinstance(self.batch_size, int) and self.batch_size is not True
         if not whole or self.batch_size < 1:
             raise ValueError(
-                f"`batch_size` must be at least 1, got {self.batch_size!r}. A quarter "
-                "of the loader's batch size is a good start."
+                f"`batch_size` must be a whole number of at least 1, got "
+                f"{self.batch_size!r}. A quarter of the loader's is a good start."
+            )
+        if not isinstance(self.scorer, Scorer):
+            raise ValueError(
+                "`scorer` must have the methods of `lightning_is.scoring.Scorer`, got "
+                f"{self.scorer!r}. Pass `UpperBound()` or `Loss()`."
             )
         if self.when_closed not in ("all", "subset"):
             raise ValueError(

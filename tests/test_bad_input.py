@@ -31,7 +31,7 @@ def as_loader(batches):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1, got 0"),
         ({"batch_size": -3}, "at least 1, got -3"),
         ({"batch_size": 4, "seed": -1}, "`seed` must be at least 0, got -1"),
     ],

@@ -88,7 +88,15 @@ def _draw_smoothed(
     axis: "Axes", points: Sequence[Point], values: Sequence[float], colour: str
 ) -> None:
     seconds = [p.seconds for p in points]
-    axis.plot(seconds, values, color=colour, alpha=0.3, linewidth=1, label="logged")
+    marker = "o" if len(values) < 3 else None  # a line through one point is invisible
+    axis.plot(
+        *(seconds, values),
+        color=colour,
+        alpha=0.3,
+        linewidth=1,
+        marker=marker,
+        label="logged",
+    )
     axis.plot(seconds, smoothed(values), color=colour, label="smoothed")
 
 

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from math import isnan, nan
 from operator import mul
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -19,9 +18,8 @@ from lightning import (
 )
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig, OmegaConf
-from torch.nn import functional
 
-from lightning_is.experiments.curves import CurveRecorder
+from lightning_is.experiments.curves import CurveRecorder, samplings
 from lightning_is.experiments.data import TensorDataModule
 from lightning_is.experiments.report import draw_curves, print_table, write_results
 
@@ -45,7 +43,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     curves = CurveRecorder()
     trainer = make_trainer(cfg, curves)
     with cpu_threads(cfg.threads), known_warnings():
-        trainer.fit(model, datamodule=presampled(cfg, data))
+        trainer.fit(model, datamodule=presampled(cfg, data), ckpt_path=cfg.ckpt_path)
         results = {
             **summary(trainer, curves),
             "train/loss": training_loss(trainer, model, data),
@@ -104,11 +102,13 @@ def presampled(cfg: DictConfig, data: TensorDataModule) -> LightningDataModule:
 def summary(trainer: Trainer, curves: CurveRecorder) -> dict[str, float]:
     """How long it took, and how much of it was importance sampling."""
     sampled = [point for point in curves.points if not isnan(point.tau)]
+    trains_by_scores = bool(samplings(trainer))
+    share = curves.drawn / max(curves.batches, 1)
     return {
         "steps": float(trainer.global_step),
         "seconds": curves.seconds,
         "tau": sampled[-1].tau if sampled else nan,
-        "open_share": curves.drawn / curves.batches if sampled else nan,
+        "open_share": share if trains_by_scores else nan,
     }
 
 
@@ -120,11 +120,10 @@ def training_loss(
     The losses logged while training are of a moving target, of augmented images, or of
     examples selected for being hard. This one compares runs honestly.
     """
-    predictions: list[Any] = (
-        trainer.predict(model, dataloaders=data.ordered_train_dataloader()) or []
+    found = trainer.test(
+        model, dataloaders=data.ordered_train_dataloader(), verbose=False
     )
-    logits = torch.cat(predictions)
-    return functional.cross_entropy(logits, data.splits.train.y).item()
+    return float(found[0]["test/loss"])
 
 
 def part_results(

@@ -66,6 +66,16 @@ class HubImages(TensorDataModule):
         super().__init__(batch_size, loader or Loader())
         self.path, self.label, self.augment = path, label, augment
         self.n_train, self.n_val, self.n_test = n_train, n_val, n_test
+        for name, value, least in (
+            ("n_train", n_train, 1),
+            ("n_val", n_val, 0),
+            ("n_test", n_test, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(
+                    f"`{name}` must be at least {least}, got {value}. Leave it out to "
+                    "keep what there is."
+                )
 
     @override
     def prepare_data(self) -> None:
