@@ -260,15 +260,13 @@ class Engine:
             return
         if not step.is_sampled:
             step.loss = loss if step.weights is None else None
-            if (
-                self._settings.per_sample_loss
-                and self.ledger.batches % _PROBE_EVERY == 1
-            ):
+            due, own = self.ledger.is_due(), self._settings.per_sample_loss is not None
+            if own and self.ledger.batches % _PROBE_EVERY == 1:
                 scored = self._score(
                     self._tap, batch, step.examples, update_statistics=False
                 )
-                step.scores = None if scored is None else scored.scores
-            if step.scores is not None:
+                step.scores, due = None if scored is None else scored.scores, True
+            if due and step.scores is not None:
                 weights = 1.0 if step.weights is None else step.weights
                 step.moments = self.ledger.prospect(step.scores * weights)
         self.ledger.send(step.moments, step.scores)

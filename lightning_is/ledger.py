@@ -36,6 +36,7 @@ class Ledger:
         self.last: Evidence | None = None
         self.largest = 0
         self.batches = 0
+        self._steps = 0  # since the gate was last told
 
     def note(self, size: int) -> None:
         """Take in the size of a batch that arrived."""
@@ -47,6 +48,11 @@ class Ledger:
         """Examples that an open step scores."""
         sampler = host.presample_sampler(self._trainer)
         return self.largest if sampler is None else sampler.presample_size
+
+    def is_due(self) -> bool:
+        """Whether a closed step should be looked at: for the gate, or for the logs."""
+        due = self._steps + 1 >= self._gate.closed_interval
+        return due or host.logs_now(self._trainer)
 
     def prospect(self, scores: Tensor) -> Tensor:
         """Return the moments of a uniform step, as if it had been drawn from."""
@@ -67,6 +73,7 @@ class Ledger:
             packed = torch.cat([packed, size / self._trainer.world_size])
             reduced = self._trainer.strategy.reduce(packed, reduce_op="sum")
             packed = torch.as_tensor(reduced)
+        self._steps += 1
         if packed is not None:
             self._scores = scores
             self._readback.push(packed)
@@ -90,8 +97,10 @@ class Ledger:
                 f"Scores must be finite and at least 0, got {faults:.0f} that are "
                 "not on another rank. Its message says which."
             )
-        found = evidence(packed[:6], size, self._settings.batch_size)
+        wanted = self._settings.batch_size
+        found = evidence(packed[:6], size, wanted, self._steps)
         if found is not None:
+            self._steps = 0
             self.last = found
             self._gate.observe(found)
         self.tell_sampler()

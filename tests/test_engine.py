@@ -15,6 +15,7 @@ from lightning_is import (
 from lightning_is.host import Shadow
 from lightning_is.sampling import (
     AlwaysOpen,
+    EfficiencyGate,
     ImportancePlan,
     NeverOpen,
     TauGate,
@@ -246,3 +247,26 @@ def test_a_batch_size_is_a_whole_number(settings, message):
         object.__setattr__(odd, name, value)
     with pytest.raises(ValueError, match=message):
         check(odd)
+
+
+def test_a_closed_efficiency_gate_looks_at_every_fourth_step(kit):
+    """What it is told stands for the steps in between, and forgets as fast."""
+    gate = EfficiencyGate(backward_cost=0.01)  # never opens
+    told = telling(gate)
+    kit.trainer(
+        ImportanceSamplingCallback(4, gate=gate), max_epochs=3, log_every_n_steps=1000
+    ).fit(kit.Classifier(kit.mlp(), lr=0.0), kit.loader())
+    assert [evidence.steps for evidence in told] == [4, 4]
+    first, second = (evidence.effective_batch for evidence in told)
+    kept = 0.9**4
+    expected = kept * (1 - kept) * first + (1 - kept) * second
+    assert gate.state_dict()["gain"] == pytest.approx(expected)
+
+
+def test_logged_steps_are_looked_at_whatever_the_gate(kit):
+    gate = EfficiencyGate(backward_cost=0.01)
+    told = telling(gate)
+    kit.trainer(
+        ImportanceSamplingCallback(4, gate=gate), max_epochs=3, log_every_n_steps=3
+    ).fit(kit.Classifier(kit.mlp()), kit.loader())
+    assert [evidence.steps for evidence in told] == [3, 3, 3, 3]

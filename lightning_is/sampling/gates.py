@@ -7,7 +7,7 @@ cannot disagree. Costs count one forward pass of one example as 1.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,14 @@ class Evidence:
         effective_batch: Batch-size multiplier that the plan's draw would have.
         presample_size: Examples ``B`` that an open step scores.
         batch_size: Examples ``b`` that an open step trains on.
+        steps: Steps that this evidence stands for.
     """
 
     tau: float
     effective_batch: float
     presample_size: int
     batch_size: int
+    steps: int = 1
 
     def break_even(self, backward_cost: float = 2.0) -> float:
         r"""Return the gain at which an open step pays for its scoring pass.
@@ -46,7 +48,14 @@ class Evidence:
 
 
 class Gate(ABC):
-    """Decides from past evidence whether the next step samples."""
+    """Decides from past evidence whether the next step samples.
+
+    Attributes:
+        closed_interval: Closed steps for which one evidence is enough: while there is
+            nothing to gain, less should be spent on finding that out.
+    """
+
+    closed_interval: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -103,10 +112,14 @@ class AlwaysOpen(_Stateless):
 class NeverOpen(_Stateless):
     """Never sample: uniform training that still reports what sampling would give.
 
+    Its evidence is as frequent as that of `EfficiencyGate`, for the logs alone.
+
     Example:
         >>> NeverOpen().is_open
         False
     """
+
+    closed_interval = 4
 
     @property
     def is_open(self) -> bool:
@@ -148,7 +161,7 @@ class Warmup(Gate):
 
     def observe(self, evidence: Evidence) -> None:
         """Count the step."""
-        self._seen += 1
+        self._seen += evidence.steps
 
     def state_dict(self) -> dict[str, float]:
         """Return the number of steps seen."""
@@ -172,8 +185,9 @@ class _Average:
         self.smoothing = smoothing
         self.value = 0.0
 
-    def update(self, value: float) -> None:
-        self.value = self.smoothing * self.value + (1 - self.smoothing) * value
+    def update(self, value: float, steps: int = 1) -> None:
+        kept = self.smoothing**steps
+        self.value = kept * self.value + (1 - kept) * value
 
 
 @final
@@ -229,7 +243,7 @@ class TauGate(Gate):
 
     def observe(self, evidence: Evidence) -> None:
         """Move the average towards this step's tau."""
-        self._average.update(evidence.tau)
+        self._average.update(evidence.tau, evidence.steps)
         if self.threshold == "auto":
             self._level = evidence.break_even()
 
@@ -252,7 +266,8 @@ class EfficiencyGate(Gate):
     A uniform step of any size buys the same precision per cost, so the rule is that
     the moving average of the effective batch exceeds the break-even
     :math:`(B + (1 + r) b) / ((1 + r) b)`. No draw multiplies the batch by more than
-    ``B / b``: where the break-even is above that, the gate stays closed.
+    ``B / b``: where the break-even is above that, the gate stays closed. While closed
+    it looks at every fourth step, with an average that forgets as fast.
 
     Args:
         backward_cost: Cost :math:`r` of a backward pass, in forward passes; assumed,
@@ -268,6 +283,8 @@ class EfficiencyGate(Gate):
         >>> gate.is_open
         True
     """
+
+    closed_interval = 4
 
     def __init__(self, backward_cost: float = 2.0, smoothing: float = 0.9) -> None:
         if not backward_cost > 0:
@@ -286,7 +303,7 @@ class EfficiencyGate(Gate):
 
     def observe(self, evidence: Evidence) -> None:
         """Move the average towards this step's effective batch."""
-        self._average.update(evidence.effective_batch)
+        self._average.update(evidence.effective_batch, evidence.steps)
         self._level = evidence.break_even(self.backward_cost)
 
     def state_dict(self) -> dict[str, float]:

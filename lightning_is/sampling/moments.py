@@ -38,7 +38,7 @@ def moments(
 
 
 def evidence(
-    packed: Sequence[float], presample_size: int, batch_size: int
+    packed: Sequence[float], presample_size: int, batch_size: int, steps: int = 1
 ) -> Evidence | None:
     """Unpack moments, of one rank or summed over several.
 
@@ -46,6 +46,7 @@ def evidence(
         packed: From `moments`.
         presample_size: Examples that an open step scores, on one rank.
         batch_size: Examples that an open step trains on, on one rank.
+        steps: Steps that these moments stand for.
 
     Returns:
         Tau and effective batch over all the ranks; None if there were no scores.
@@ -61,4 +62,4 @@ def evidence(
         return None
     tau = (n * squares) ** 0.5 / total if total > 0 else 1.0
     gain = n / drawn * squares / (squares + noise) if squares > 0 else 1.0
-    return Evidence(tau, gain, presample_size, batch_size)
+    return Evidence(tau, gain, presample_size, batch_size, steps)
