@@ -7,14 +7,16 @@ from typing_extensions import override
 
 from lightning_is import host
 from lightning_is.engine import Engine
-from lightning_is.sampling.distributions import Proportional
-from lightning_is.sampling.gates import EfficiencyGate, Gate, TauGate
-from lightning_is.sampling.plan import ImportancePlan
-from lightning_is.sampling.selection import multinomial
-from lightning_is.sampling.weights import PowerWeights
-from lightning_is.scoring.context import ScoreMode
-from lightning_is.scoring.scorer import Scorer
-from lightning_is.scoring.upper_bound import UpperBound
+from lightning_is.sampling import (
+    EfficiencyGate,
+    Gate,
+    ImportancePlan,
+    PowerWeights,
+    Proportional,
+    TauGate,
+    multinomial,
+)
+from lightning_is.scoring import ScoreMode, Scorer, UpperBound
 from lightning_is.settings import (
     ExampleLosses,
     Head,
@@ -117,12 +119,8 @@ class ImportanceSamplingCallback(Callback):
         Args:
             batch_size: Examples ``b`` of every step, and of the loader.
             tau_threshold: What tau must exceed; ``"auto"`` is ``(B + 3b) / (3b)``.
-            scorer: As in the constructor, like all that follow.
-            head: See there.
-            per_sample_loss: See there.
-            index_fn: See there.
-            score_mode: See there.
-            seed: See there.
+            scorer: As in the constructor, like ``head``, ``per_sample_loss``,
+                ``index_fn``, ``score_mode`` and ``seed``.
 
         Example:
             >>> ImportanceSamplingCallback.paper(128, tau_threshold=1.5).gate.tau

@@ -4,8 +4,8 @@ It shadows two public methods of the Trainer's strategy, so that every other par
 Lightning, and the user's code, sees the drawn batch as if the loader had yielded it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, final
 
 import torch
@@ -16,12 +16,12 @@ from lightning_is import host
 from lightning_is.data.batch import SampledBatch
 from lightning_is.ledger import Ledger
 from lightning_is.monitor import Stopwatch
-from lightning_is.preparation import NoLossError, Trial, prepare
+from lightning_is.preparation import Trial, prepare
+from lightning_is.runner import NoLossError, StepRunner
 from lightning_is.sampling.gates import Gate
 from lightning_is.sampling.moments import moments
 from lightning_is.sampling.randomness import draw_generator
 from lightning_is.sampling.selection import without_replacement
-from lightning_is.scoring.context import TracelessContext
 from lightning_is.scoring.scorer import Scored
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Progress, Settings
@@ -56,13 +56,10 @@ class Engine:
         self._trainer, self._module, self._settings = trainer, module, settings
         self._gate, self._progress, self._is_active = gate, progress, is_active
         self.ledger = Ledger(trainer, gate, settings)
-        self._context = TracelessContext(
-            module, settings.score_mode, host.logging_modules(module)
-        )
+        self._runner = StepRunner(trainer, module, settings)
         self._tap: HeadTap | None = None  # from the first batch on
         self._is_summed = False
         self._step: Step | None = None
-        self._takes_batch_idx = host.takes_batch_idx(module)
         self._watch = Stopwatch(trainer.strategy.root_device)
         strategy = trainer.strategy
         self._moving = host.Shadow(strategy, "batch_to_device", self._receive)
@@ -117,7 +114,7 @@ class Engine:
         heads = None if head is None else host.resolve_heads(self._module, head)
         trial = self._trial(batch, size)
         prepared = prepare(trial, heads, self._settings.scorer)
-        self._context.settle()
+        self._runner.context.settle()
         if prepared is None:
             return None
         tap, self._is_summed = prepared
@@ -128,9 +125,9 @@ class Engine:
         part = min(max(2, min(self._settings.batch_size, size // 2)), size)
         return Trial(
             module=self._module,
-            step=lambda part: self._settings.guarded(self._step_loss, part),
-            losses=lambda part: self._settings.guarded(self._loss, part),
-            context=self._traceless,
+            step=self._runner.loss,
+            losses=self._runner.losses,
+            context=self._runner.traceless,
             part=lambda positions: self._settings.take(batch, positions),
             device=self._module.device,
             examples=part,
@@ -189,42 +186,11 @@ class Engine:
     ) -> Scored | None:
         """Run the scoring pass; None if the user's step returns no loss."""
         scorer = self._settings.scorer
-        with self._traceless(update_statistics=update_statistics):
+        with self._runner.traceless(update_statistics=update_statistics):
             try:
-                return scorer.score(
-                    lambda: self._settings.guarded(self._loss, batch), tap, examples
-                )
+                return scorer.score(lambda: self._runner.losses(batch), tap, examples)
             except NoLossError:
                 return None
-
-    @contextmanager
-    def _traceless(
-        self, *, update_statistics: bool = False, as_training: bool = False
-    ) -> Iterator[None]:
-        precision = self._trainer.precision_plugin.train_step_context()
-        context = self._context(
-            update_statistics=update_statistics, as_training=as_training
-        )
-        with precision, context:
-            yield
-
-    def _loss(self, batch: Any) -> Tensor:
-        """Return the losses to score by: the user's own, or the step's mean loss."""
-        if self._settings.per_sample_loss is not None:
-            return self._settings.per_sample_loss(self._module, batch)
-        return self._step_loss(batch)
-
-    def _step_loss(self, batch: Any) -> Tensor:
-        step = self._module.training_step
-        if self._takes_batch_idx:
-            # Lightning counts a batch once it has arrived.
-            output = step(batch, self._trainer.fit_loop.batch_idx + 1)
-        else:
-            output = step(batch)
-        loss = host.loss_of(output)
-        if loss is None:
-            raise NoLossError
-        return loss
 
     # The step.
 
@@ -237,7 +203,7 @@ class Engine:
             if step.weights is not None:
                 stack.enter_context(self._tap.weighting(step.weights))
             if step.is_sampled:
-                stack.enter_context(self._context.frozen_statistics())
+                stack.enter_context(self._runner.context.frozen_statistics())
             elif self._settings.per_sample_loss is None:
                 watching = self._settings.scorer.observing(self._tap)
                 step.read = stack.enter_context(watching)

@@ -1,14 +1,15 @@
 """Before the first step: find the head, and refuse what would be silently wrong."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_is.runner import NoLossError
 from lightning_is.scoring.context import random_states_kept
 from lightning_is.scoring.discovery import (
     bypassing_parameters,
@@ -17,13 +18,10 @@ from lightning_is.scoring.discovery import (
     kept_tensors,
     traced_outputs,
 )
+from lightning_is.scoring.layout import head_inputs, moved_as
 from lightning_is.scoring.scorer import Scorer
 from lightning_is.scoring.tap import HeadTap, rows_per_example
 from lightning_is.scoring.upper_bound import UpperBound, refuse_silence
-
-
-class NoLossError(Exception):
-    """The user's step returned None: nothing to score."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ class Trial:
     def settle_layout(self, tap: HeadTap, scorer: Scorer) -> None:
         """Learn which calls of the head count, and which rows belong to an example."""
         order = torch.arange(self.examples, device=self.device).flip(0)
-        with torch.enable_grad(), tap.probing() as probes, _inputs(tap) as plain:
+        with torch.enable_grad(), tap.probing() as probes, head_inputs(tap) as plain:
             self.run()
         refuse_silence(probes)
         tap.live = tuple(tap.seen)
@@ -140,9 +138,9 @@ class Trial:
         if rows == [self.examples]:
             return
         if rows != [self.examples] * len(rows):
-            with torch.no_grad(), tap.probing(), _inputs(tap) as flipped:
+            with torch.no_grad(), tap.probing(), head_inputs(tap) as flipped:
                 self.run(order=order)
-            fits = [s for s in (False, True) if _moved(plain, flipped, order, s)]
+            fits = [s for s in (False, True) if moved_as(plain, flipped, order, s)]
             tap.stacked = self._only(fits, f"{rows} rows")
         if scorer == UpperBound():
             return
@@ -208,39 +206,6 @@ class Trial:
         with self.context():
             torch.rand(skip)  # moves the random stream, which the context restores
             return UpperBound().score(lambda: self.step(batch), tap, examples).scores
-
-
-@contextmanager
-def _inputs(tap: HeadTap) -> Iterator[list[Tensor]]:
-    """Collect what the heads are given."""
-    found: list[Tensor] = []
-
-    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        found.extend(a.detach() for a in args[:1] if isinstance(a, Tensor))
-
-    handles = [head.register_forward_pre_hook(note) for head in tap.heads]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _moved(
-    plain: list[Tensor], flipped: list[Tensor], order: Tensor, stacked: bool
-) -> bool:
-    """Whether the rows of some tensors moved as a layout says they should."""
-    for before, after in zip(plain, flipped, strict=True):
-        copies = torch.arange(before.shape[0] // len(order), device=order.device)
-        if stacked:
-            rows = copies[:, None] * len(order) + order
-        else:
-            rows = order[:, None] * len(copies) + copies
-        expected = before[rows.flatten()]
-        scale = float(before.abs().max())
-        if not torch.allclose(after, expected, rtol=1e-3, atol=1e-5 * scale):
-            return False
-    return True
 
 
 def prepare(

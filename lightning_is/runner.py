@@ -1,0 +1,79 @@
+"""Running the user's step outside the Trainer's turn: to score, and to try it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_is import host
+from lightning_is.scoring.context import TracelessContext
+from lightning_is.settings import Settings
+
+
+class NoLossError(Exception):
+    """The user's step returned None: nothing to score."""
+
+
+@final
+class StepRunner:
+    """Runs the user's step as Lightning would, in a context that leaves no trace.
+
+    Args:
+        trainer: Runs the fit.
+        module: The user's module.
+        settings: Of the callback.
+
+    Attributes:
+        context: Keeps what the step would change.
+    """
+
+    def __init__(
+        self, trainer: Trainer, module: LightningModule, settings: Settings
+    ) -> None:
+        self._trainer, self._module, self._settings = trainer, module, settings
+        self._takes_batch_idx = host.takes_batch_idx(module)
+        self.context = TracelessContext(
+            module, settings.score_mode, host.logging_modules(module)
+        )
+
+    @contextmanager
+    def traceless(
+        self, *, update_statistics: bool = False, as_training: bool = False
+    ) -> Iterator[None]:
+        """Open the context, in the Trainer's precision; see `TracelessContext`."""
+        precision = self._trainer.precision_plugin.train_step_context()
+        context = self.context(
+            update_statistics=update_statistics, as_training=as_training
+        )
+        with precision, context:
+            yield
+
+    def loss(self, batch: Any) -> Tensor:
+        """Return the loss of the user's step.
+
+        Raises:
+            NoLossError: If it returns none.
+            RuntimeError: If it writes to the tensors of the batch.
+        """
+        return self._settings.guarded(self._step, batch)
+
+    def losses(self, batch: Any) -> Tensor:
+        """Return what to score by: the same, or the user's own per-example losses."""
+        own = self._settings.per_sample_loss
+        if own is None:
+            return self.loss(batch)
+        return self._settings.guarded(lambda data: own(self._module, data), batch)
+
+    def _step(self, batch: Any) -> Tensor:
+        step = self._module.training_step
+        if self._takes_batch_idx:
+            # Lightning counts a batch once it has arrived.
+            output = step(batch, self._trainer.fit_loop.batch_idx + 1)
+        else:
+            output = step(batch)
+        loss = host.loss_of(output)
+        if loss is None:
+            raise NoLossError
+        return loss
