@@ -97,7 +97,7 @@ class ImportanceSamplingCallback(Callback):
         self._engine: Engine | None = None
 
     @classmethod
-    def paper(
+    def paper(  # noqa: D417
         cls,
         batch_size: int,
         tau_threshold: float | Literal["auto"] = "auto",
@@ -146,11 +146,7 @@ class ImportanceSamplingCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to watch the batches.
-
-        Raises:
-            RuntimeError: If the run is of a kind that is not supported.
-        """
+        """Begin to watch the batches; refuse a run of a kind not supported."""
         self._close()
         host.refuse_unsupported(trainer, pl_module)
         self._engine = Engine(
@@ -240,11 +236,7 @@ class ImportanceSamplingCallback(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where a checkpoint left off.
-
-        Raises:
-            ValueError: If it was written by a newer version, or with another gate.
-        """
+        """Continue where a checkpoint left off; refuse one of another kind."""
         if state_dict["version"] > _VERSION:
             raise ValueError(
                 f"A checkpoint must be of version {_VERSION} or older, got "
