@@ -52,7 +52,8 @@ class ImportanceSamplingCallback(Callback):
         head: The module, or dotted name of it, whose output the loss is computed from;
             several where several are. Found on the first batch if not given.
         per_sample_loss: ``(module, batch) -> losses`` of shape ``(n,)``, to score by
-            instead of the loss of ``training_step``.
+            instead of the loss of ``training_step``; while the gate is closed it is
+            asked at every tenth batch.
         index_fn: ``(batch, indices) -> batch``, to pick examples from batches whose
             structure is unusual; ``indices`` has shape ``(b,)``, or is None to ask for
             the number of examples instead.
