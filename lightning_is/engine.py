@@ -5,7 +5,7 @@ Lightning, and the user's code, sees the drawn batch as if the loader had yielde
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, final
 
 import torch
@@ -98,7 +98,8 @@ class Engine:
         if self._tap is None:
             self._tap = self._prepare(batch, size)
         elif self.ledger.batches in _CHECKED_AGAIN:
-            self._trial(batch, size).refuse_bypass(self._tap)
+            with suppress(NoLossError):
+                self._trial(batch, size).refuse_bypass(self._tap)
         if self._tap is None or size <= self._settings.batch_size:
             return batch
         if self._gate.is_open:
@@ -114,15 +115,16 @@ class Engine:
         heads = None if head is None else host.resolve_heads(self._module, head)
         trial = self._trial(batch, size)
         prepared = prepare(trial, heads, self._settings.scorer)
-        self._runner.context.settle()
         if prepared is None:
             return None
+        self._runner.settle()
         tap, self._is_summed = prepared
         return tap
 
     def _trial(self, batch: Any, size: int) -> Trial:
-        # Two examples at least, or their order could not be told.
-        part = min(max(2, min(self._settings.batch_size, size // 2)), size)
+        # Two examples at least, or their order could not be told; four, to halve them.
+        least = 4 if size >= 8 else 2
+        part = min(max(least, min(self._settings.batch_size, size // 2)), size)
         return Trial(
             module=self._module,
             step=self._runner.loss,
@@ -154,7 +156,7 @@ class Engine:
         weights = drawn.weights * self._rescaling(step.examples)
         if before is not None:
             weights = weights * before[drawn.indices]
-        step.moments = moments(scores, counts, wanted, plan.selection)
+        step.drawn_from = (scores, counts)
         step.scores = scored.scores
         step.loss = scored.loss if before is None else None
         step.weights, step.is_sampled, step.examples = weights, True, wanted
@@ -224,9 +226,15 @@ class Engine:
         step = self._step
         if step is None or self._tap is None:
             return
-        if not step.is_sampled:
+        due, own = self.ledger.is_due(), self._settings.per_sample_loss is not None
+        if step.drawn_from is not None:
+            scores, counts = step.drawn_from
+            # On an accelerator only the moments tell of scores at fault.
+            if due or scores.device.type != "cpu":
+                selection = self._settings.plan.selection
+                step.moments = moments(scores, counts, step.examples, selection)
+        else:
             step.loss = loss if step.weights is None else None
-            due, own = self.ledger.is_due(), self._settings.per_sample_loss is not None
             if own and self.ledger.batches % _PROBE_EVERY == 1:
                 scored = self._score(
                     self._tap, batch, step.examples, update_statistics=False

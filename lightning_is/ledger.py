@@ -50,8 +50,8 @@ class Ledger:
         return self.largest if sampler is None else sampler.presample_size
 
     def is_due(self) -> bool:
-        """Whether a closed step should be looked at: for the gate, or for the logs."""
-        due = self._steps + 1 >= self._gate.closed_interval
+        """Whether a step should be looked at: for the gate, or for the logs."""
+        due = self._steps + 1 >= self._gate.interval
         return due or host.logs_now(self._trainer)
 
     def prospect(self, scores: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_is.runner import NoLossError
-from lightning_is.scoring.context import random_states_kept
+from lightning_is.scoring.context import is_norm, random_states_kept
 from lightning_is.scoring.discovery import (
     bypassing_parameters,
     changed_tensors,
@@ -177,7 +177,9 @@ class Trial:
         the factor that a sum has. Where a step draws random numbers nothing can be
         said.
         """
-        if self.examples < 2:
+        with self.context():
+            coupled = any(m.training for m in self.module.modules() if is_norm(m))
+        if self.examples < 4 or coupled:
             return False
         half = torch.arange(self.examples // 2, device=self.device)
         whole, again = self._free_scores(tap), self._free_scores(tap, skip=7)

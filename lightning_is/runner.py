@@ -1,6 +1,6 @@
 """Running the user's step outside the Trainer's turn: to score, and to try it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_is import host
+from lightning_is.data.batch import rebuild, versions
 from lightning_is.scoring.context import TracelessContext
 from lightning_is.settings import Settings
 
@@ -33,6 +34,7 @@ class StepRunner:
         self, trainer: Trainer, module: LightningModule, settings: Settings
     ) -> None:
         self._trainer, self._module, self._settings = trainer, module, settings
+        self._writes = self._is_settled = False
         self._takes_batch_idx = host.takes_batch_idx(module)
         self.context = TracelessContext(
             module, settings.score_mode, host.logging_modules(module)
@@ -55,16 +57,37 @@ class StepRunner:
 
         Raises:
             NoLossError: If it returns none.
-            RuntimeError: If it writes to the tensors of the batch.
+            RuntimeError: If it begins to write to the tensors of the batch.
         """
-        return self._settings.guarded(self._step, batch)
+        return self._guarded(self._step, batch)
 
     def losses(self, batch: Any) -> Tensor:
         """Return what to score by: the same, or the user's own per-example losses."""
         own = self._settings.per_sample_loss
         if own is None:
             return self.loss(batch)
-        return self._settings.guarded(lambda data: own(self._module, data), batch)
+        return self._guarded(lambda data: own(self._module, data), batch)
+
+    def settle(self) -> None:
+        """Take what was seen of the step so far as all that it does."""
+        self.context.settle()
+        self._is_settled = True
+
+    def _guarded(self, run: Callable[[Any], Tensor], batch: Any) -> Tensor:
+        """Run a step on a batch that is still needed afterwards."""
+        if self._settings.index_fn is not None:  # a structure only the user knows
+            return run(batch)
+        before = versions(batch)
+        loss = run(rebuild(batch, copies=self._writes))
+        if versions(batch) != before:
+            self._writes = True  # from now on it gets copies
+            if self._is_settled:
+                raise RuntimeError(
+                    "A step that writes to the tensors of its batch must do so from "
+                    "the first batch on, as it runs once to score and once to train, "
+                    "got one that began later. Write `x = x * 2` instead of `x *= 2`."
+                )
+        return loss
 
     def _step(self, batch: Any) -> Tensor:
         step = self._module.training_step

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_is.data.batch import batch_size, rebuild, take, versions
+from lightning_is.data.batch import batch_size, take
 from lightning_is.sampling.plan import ImportancePlan
 from lightning_is.scoring.context import ScoreMode
 from lightning_is.scoring.scorer import Scorer
@@ -75,24 +75,6 @@ class Settings:
                 "None: return ...`."
             )
         return size
-
-    def guarded(self, run: Callable[[Any], Tensor], batch: Any) -> Tensor:
-        """Run a step on a batch that is still needed afterwards.
-
-        Raises:
-            RuntimeError: If the step wrote to the batch's tensors.
-        """
-        if self.index_fn is not None:  # a structure only the user knows
-            return run(batch)
-        before = versions(batch)
-        loss = run(rebuild(batch))
-        if versions(batch) != before:
-            raise RuntimeError(
-                "A step must leave the tensors of its batch as they are, as it runs "
-                "once to score and once to train, got one that writes to them in "
-                "place. Write `x = x * 2` instead of `x *= 2` or `x.mul_(2)`."
-            )
-        return loss
 
     def take(self, batch: Any, indices: Tensor) -> Any:
         """Pick examples from a batch, by the user's function if there is one."""

@@ -20,7 +20,8 @@ class Step:
         index: Of what was loaded, in the dataset, if it was drawn before.
         is_sampled: Whether the examples were drawn by their scores.
         scores: Of everything that was loaded, without the weights it came with.
-        moments: Of these scores.
+        drawn_from: Scores, weighted, and expected counts that the draw was made by.
+        moments: Of the scores, if the gate or a logger is to know them.
         loss: Mean over everything that was loaded.
         scoring: When scoring and drawing began and ended.
         read: Reads the scores that an ordinary step leaves behind.
@@ -32,6 +33,7 @@ class Step:
     index: Tensor | None = None
     is_sampled: bool = False
     scores: Tensor | None = None
+    drawn_from: tuple[Tensor, Tensor] | None = None
     moments: Tensor | None = None
     loss: Tensor | None = None
     scoring: tuple[Mark, Mark] | None = None

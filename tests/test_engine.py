@@ -1,6 +1,7 @@
 """The engine's bookkeeping, seen from outside where that is possible."""
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -270,3 +271,34 @@ def test_logged_steps_are_looked_at_whatever_the_gate(kit):
         ImportanceSamplingCallback(4, gate=gate), max_epochs=3, log_every_n_steps=3
     ).fit(kit.Classifier(kit.mlp()), kit.loader())
     assert [evidence.steps for evidence in told] == [3, 3, 3, 3]
+
+
+def test_random_numbers_of_numpy_are_those_of_plain_training(kit):
+    class Drawing(kit.Classifier):
+        def __init__(self, net):
+            super().__init__(net)
+            self.noted = []
+
+        def training_step(self, batch, batch_idx):
+            self.noted.append(np.random.rand())
+            return super().training_step(batch, batch_idx)
+
+    def drawn(*callbacks):
+        np.random.seed(3)
+        module = Drawing(kit.mlp())
+        kit.trainer(*callbacks).fit(module, kit.loader())
+        return module.noted
+
+    assert drawn(ImportanceSamplingCallback(4, gate=AlwaysOpen())) == drawn()
+
+
+def test_an_open_efficiency_gate_looks_at_every_fourth_step(kit):
+    gate = EfficiencyGate(smoothing=0.0, backward_cost=100.0)
+    gate.load_state_dict({"gain": 2.0, "break_even": 1.0})
+    told = telling(gate)
+    module = kit.Classifier(kit.mlp(), lr=0.0)
+    kit.trainer(
+        ImportanceSamplingCallback(4, gate=gate), max_epochs=3, log_every_n_steps=1000
+    ).fit(module, kit.loader())
+    assert module.seen == [4] * 12
+    assert [evidence.steps for evidence in told] == [4, 4]

@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
@@ -126,13 +127,63 @@ def test_a_reparametrised_head_is_found(kit):
 
 
 @pytest.mark.parametrize("gate", [AlwaysOpen(), NeverOpen()], ids=["open", "closed"])
-def test_a_step_that_writes_to_its_batch_is_refused(kit, gate):
-    def step(self, x, y):
+def test_a_step_may_write_to_its_batch(kit, gate):
+    """It scores on copies: training sees each example written to once."""
+
+    def in_place(self, x, y):
         return functional.cross_entropy(self.net(x.mul_(0.5)), y)
 
-    sampling = ImportanceSamplingCallback(4, gate=gate)
-    with pytest.raises(RuntimeError, match="leave the tensors of its batch"):
-        fit(kit, step_of(kit, step), sampling=sampling)
+    def plainly(self, x, y):
+        return functional.cross_entropy(self.net(x * 0.5), y)
+
+    found = []
+    for step in (in_place, plainly):
+        torch.manual_seed(0)
+        module = step_of(kit, step)
+        fit(kit, module, sampling=ImportanceSamplingCallback(4, gate=gate))
+        found.append(nn.utils.parameters_to_vector(module.parameters()))
+    assert torch.equal(*found)
+
+
+def test_a_step_that_begins_to_write_later_is_refused(kit):
+    def step(self, x, y):
+        return functional.cross_entropy(
+            self.net(x.mul_(0.5) if self.global_step else x), y
+        )
+
+    with pytest.raises(RuntimeError, match="got one that began later"):
+        fit(kit, step_of(kit, step))
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_step_may_skip_the_batches_at_which_the_head_is_checked_again(kit):
+    class Skipping(kit.Classifier):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx == 9 else super().training_step(batch, batch_idx)
+
+    module = Skipping(kit.mlp())
+    fit(kit, module, kit.loader(144))
+    assert module.seen == [4] * 11
+
+
+def test_odd_attributes_are_left_alone(kit):
+    """Configurations that cannot be read, inference tensors, lists in themselves."""
+    module = kit.Classifier(kit.mlp())
+    module.cfg = OmegaConf.create({"path": "???", "other": "${nope}"})
+    module.endless = []
+    module.endless.append(module.endless)
+    with torch.inference_mode():
+        module.register_buffer("sample", torch.ones(3))
+        module.plain = torch.ones(3)
+    fit(kit, module)
+    assert module.seen == [4] * 4
+
+
+def test_small_batches_and_scoring_as_in_training_make_no_fuss(kit):
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    module = kit.Classifier(net)
+    fit(kit, module, sampling=opened(2, score_mode="train"))
+    assert module.seen == [2] * 4
 
 
 def test_a_step_may_take_its_batch_apart(kit):

@@ -117,16 +117,20 @@ def batch_size(batch: Any) -> int:
     return sizes[0]
 
 
-def rebuild(batch: Any) -> Any:
-    """Return the same tensors in new containers, so that these may be changed."""
-    return _walk(batch, lambda rows: rows)
+def rebuild(batch: Any, *, copies: bool = False) -> Any:
+    """Return the same tensors, or copies, in new containers that may be changed."""
+    return _walk(batch, lambda r: r.clone() if copies and _is_tensor(r) else r)
 
 
 def versions(batch: Any) -> list[int]:
     """Return how often each tensor of a batch was written to in place."""
     found: list[int] = []
-    _walk(batch, lambda r: found.append(r._version) if isinstance(r, Tensor) else None)
+    _walk(batch, lambda r: found.append(r._version) if _counts(r) else None)
     return found
+
+
+def _counts(rows: Any) -> bool:
+    return isinstance(rows, Tensor) and not rows.is_inference()
 
 
 def take(batch: Any, indices: Int[Tensor, " b"]) -> Any:

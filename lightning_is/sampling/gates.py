@@ -51,11 +51,11 @@ class Gate(ABC):
     """Decides from past evidence whether the next step samples.
 
     Attributes:
-        closed_interval: Closed steps for which one evidence is enough: while there is
-            nothing to gain, less should be spent on finding that out.
+        interval: Steps for which one evidence is enough; more would take time that
+            is to be gained.
     """
 
-    closed_interval: ClassVar[int] = 1
+    interval: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -119,7 +119,7 @@ class NeverOpen(_Stateless):
         False
     """
 
-    closed_interval = 4
+    interval = 4
 
     @property
     def is_open(self) -> bool:
@@ -266,8 +266,8 @@ class EfficiencyGate(Gate):
     A uniform step of any size buys the same precision per cost, so the rule is that
     the moving average of the effective batch exceeds the break-even
     :math:`(B + (1 + r) b) / ((1 + r) b)`. No draw multiplies the batch by more than
-    ``B / b``: where the break-even is above that, the gate stays closed. While closed
-    it looks at every fourth step, with an average that forgets as fast.
+    ``B / b``: where the break-even is above that, the gate stays closed. It looks at
+    every fourth step, with an average that forgets as fast.
 
     Args:
         backward_cost: Cost :math:`r` of a backward pass, in forward passes; assumed,
@@ -284,7 +284,7 @@ class EfficiencyGate(Gate):
         True
     """
 
-    closed_interval = 4
+    interval = 4
 
     def __init__(self, backward_cost: float = 2.0, smoothing: float = 0.9) -> None:
         if not backward_cost > 0:

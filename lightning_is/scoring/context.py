@@ -5,7 +5,7 @@ import random
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, final
+from typing import Any, Literal, Protocol, final
 
 import numpy as np
 import torch
@@ -39,8 +39,9 @@ class TracelessContext:
     changes in place, and attributes of objects that are no modules. ``.grad`` is safe:
     no backward pass reaches a parameter.
 
-    The module's parts are listed once, so no step walks the module tree. Buffers and
-    attributes of submodules are kept if a pass before `settle` changed them: few do.
+    The module's parts are listed once, so no step walks the module tree. Buffers,
+    attributes of submodules and the random states of NumPy and Python are kept if a
+    pass before `settle` changed them: few do, and keeping them all takes time.
 
     Args:
         module: The module whose step will run.
@@ -68,7 +69,8 @@ class TracelessContext:
             if not isinstance(module, (*_NORMS, Metric))
             for name, _ in module.named_buffers(recurse=False)
         ]
-        self._changed: set[tuple[nn.Module, str]] = set()
+        self._streams: tuple[type[_Python] | type[_NumPy], ...] = (_Python, _NumPy)
+        self._changed: set[tuple[nn.Module | None, str]] = set()
         self._norms = [m for m in self._modules if isinstance(m, _NORMS)]
 
     @contextmanager
@@ -88,7 +90,9 @@ class TracelessContext:
         metrics = [_metric_state(metric) for metric in self._metrics]
         training = [module.training for module in self._modules]
         live = [norm for norm in self._norms if norm.training]
-        with random_states_kept(self._device):
+        streams = [stream() for stream in self._streams]
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
             try:
                 self._mute()
                 if not as_training and self._score_mode == "eval":
@@ -100,13 +104,17 @@ class TracelessContext:
                     module.__dict__["training"] = flag
                 for metric, state in zip(self._metrics, metrics, strict=True):
                     metric.__dict__.update(state)
-                kept: list[_Attributes | _Buffer] = [*attributes, *buffers]
+                kept: list[_Kept] = [*attributes, *buffers, *streams]
                 self._changed |= {saved.key for saved in kept if saved.restore()}
 
     def settle(self) -> None:
-        """From now on keep only those buffers and submodules seen to change so far."""
+        """From now on keep only what was seen to change so far.
+
+        Of buffers, of submodules, and of the random streams of Python and NumPy.
+        """
         self._buffers = [key for key in self._buffers if key in self._changed]
         self._parts = [m for m in self._parts if (m, "") in self._changed]
+        self._streams = tuple(s for s in self._streams if s.key in self._changed)
 
     @contextmanager
     def frozen_statistics(self, *, active: bool = True) -> Iterator[None]:
@@ -145,11 +153,53 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stand in for a logging method."""
 
 
+class _Kept(Protocol):
+    """Something that a pass may change."""
+
+    key: tuple[nn.Module | None, str]
+
+    def restore(self) -> bool:
+        """Put it back; tell whether that changed anything."""
+        ...
+
+
+class _Python:
+    """The random stream of Python."""
+
+    key: tuple[nn.Module | None, str] = (None, "python")
+
+    def __init__(self) -> None:
+        self._state = random.getstate()
+
+    def restore(self) -> bool:
+        """Put it back; tell whether that changed anything."""
+        moved = random.getstate() != self._state
+        random.setstate(self._state)
+        return moved
+
+
+class _NumPy:
+    """The random stream of NumPy's global generator."""
+
+    key: tuple[nn.Module | None, str] = (None, "numpy")
+
+    def __init__(self) -> None:
+        self._state = np.random.get_state(legacy=False)  # noqa: NPY002
+
+    def restore(self) -> bool:
+        """Put it back; tell whether that changed anything."""
+        before, now = self._state, np.random.get_state(legacy=False)  # noqa: NPY002
+        np.random.set_state(before)  # noqa: NPY002
+        return repr(now) != repr(before) or not np.array_equal(
+            now["state"]["key"], before["state"]["key"]
+        )
+
+
 class _Attributes:
     """A module's own attributes, and the items of the containers among them."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.key = (module, "")
+        self.key: tuple[nn.Module | None, str] = (module, "")
         self._module = module
         self._saved = dict(module.__dict__)
         self._items = [
@@ -180,21 +230,31 @@ class _Buffer:
     """A buffer of a module, and its values."""
 
     def __init__(self, module: nn.Module, name: str) -> None:
-        self.key = (module, name)
+        self.key: tuple[nn.Module | None, str] = (module, name)
+        self._module, self._name = module, name
         self._tensor: Tensor | None = getattr(module, name)
-        if self._tensor is not None:
+        # Inference tensors count no writes.
+        self._counts = self._tensor is not None and not self._tensor.is_inference()
+        if self._tensor is not None and self._counts:
             self._version, self._values = self._tensor._version, self._tensor.clone()
 
     def restore(self) -> bool:
         """Put it back; tell whether that changed anything."""
-        module, name = self.key
+        module, name = self._module, self._name
         replaced = getattr(module, name) is not self._tensor
         if replaced:
             setattr(module, name, self._tensor)
-        written = self._tensor is not None and self._tensor._version != self._version
-        if written and self._tensor is not None:
+        if self._tensor is None or not self._counts:
+            return replaced
+        written = self._tensor._version != self._version
+        if written:
             self._tensor.copy_(self._values)
         return replaced or written
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises by the batch and may keep running statistics."""
+    return isinstance(module, _NORMS)
 
 
 def _is_foreign(module: nn.Module, loggers: Sequence[nn.Module]) -> bool:

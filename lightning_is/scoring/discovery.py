@@ -1,7 +1,7 @@
 """Finding the head of a network nobody described, and checking that it is one."""
 
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -164,7 +164,7 @@ def kept_tensors(module: nn.Module) -> dict[str, list[tuple[Tensor, int]]]:
     }
     buffers = {name: _tensors(buffer) for name, buffer in module.named_buffers()}
     return {
-        name: [(tensor, tensor._version) for tensor in tensors]
+        name: [(t, -1 if t.is_inference() else t._version) for t in tensors]
         for name, tensors in {**attributes, **buffers}.items()
         if tensors
     }
@@ -182,11 +182,11 @@ def changed_tensors(
     ]
 
 
-def _tensors(value: object) -> list[Tensor]:
+def _tensors(value: object, depth: int = 0) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value] if value.ndim else []
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in _tensors(item)]
+    if isinstance(value, (list, tuple)) and depth < 3:  # it may contain itself
+        return [t for item in value for t in _tensors(item, depth + 1)]
     return []

@@ -15,10 +15,13 @@ def head_inputs(tap: HeadTap) -> Iterator[list[Tensor]]:
     """Collect what the heads are given, call by call."""
     found: list[Tensor] = []
 
-    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        found.extend(a.detach() for a in args[:1] if isinstance(a, Tensor))
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        found.extend(a.detach() for a in given[:1])
 
-    handles = [head.register_forward_pre_hook(note) for head in tap.heads]
+    handles = [
+        head.register_forward_pre_hook(note, with_kwargs=True) for head in tap.heads
+    ]
     try:
         yield found
     finally:
