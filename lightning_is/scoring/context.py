@@ -1,16 +1,22 @@
 """Running the user's step without a trace: the scoring pass changes nothing."""
 
-import copy
 import random
-from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+
+from lightning_is.scoring.keepers import (
+    Attributes,
+    Buffer,
+    Kept,
+    NumPyStream,
+    PythonStream,
+)
 
 ScoreMode = Literal["eval", "train"]
 
@@ -22,8 +28,6 @@ _NORMS = (
     nn.SyncBatchNorm,
     *_INSTANCE_NORMS,
 )
-_CONTAINERS = (list, deque, dict, OrderedDict, defaultdict, Counter, set)
-_INTERNAL = frozenset(vars(nn.Module()))
 _LOGGING = ("log", "log_dict")
 
 
@@ -69,7 +73,10 @@ class TracelessContext:
             if not isinstance(module, (*_NORMS, Metric))
             for name, _ in module.named_buffers(recurse=False)
         ]
-        self._streams: tuple[type[_Python] | type[_NumPy], ...] = (_Python, _NumPy)
+        self._streams: tuple[type[PythonStream] | type[NumPyStream], ...] = (
+            PythonStream,
+            NumPyStream,
+        )
         self._changed: set[tuple[nn.Module | None, str]] = set()
         self._norms = [m for m in self._modules if isinstance(m, _NORMS)]
 
@@ -85,8 +92,8 @@ class TracelessContext:
                 batch and take its statistics in, as in an ordinary step: the one trace
                 that is wanted of a presample, which unlike the drawn batch is uniform.
         """
-        attributes = [_Attributes(m) for m in (*self._loggers, *self._parts)]
-        buffers = [_Buffer(module, name) for module, name in self._buffers]
+        attributes = [Attributes(m) for m in (*self._loggers, *self._parts)]
+        buffers = [Buffer(module, name) for module, name in self._buffers]
         metrics = [_metric_state(metric) for metric in self._metrics]
         training = [module.training for module in self._modules]
         live = [norm for norm in self._norms if norm.training]
@@ -104,7 +111,7 @@ class TracelessContext:
                     module.__dict__["training"] = flag
                 for metric, state in zip(self._metrics, metrics, strict=True):
                     metric.__dict__.update(state)
-                kept: list[_Kept] = [*attributes, *buffers, *streams]
+                kept: list[Kept] = [*attributes, *buffers, *streams]
                 self._changed |= {saved.key for saved in kept if saved.restore()}
 
     def settle(self) -> None:
@@ -153,105 +160,6 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stand in for a logging method."""
 
 
-class _Kept(Protocol):
-    """Something that a pass may change."""
-
-    key: tuple[nn.Module | None, str]
-
-    def restore(self) -> bool:
-        """Put it back; tell whether that changed anything."""
-        ...
-
-
-class _Python:
-    """The random stream of Python."""
-
-    key: tuple[nn.Module | None, str] = (None, "python")
-
-    def __init__(self) -> None:
-        self._state = random.getstate()
-
-    def restore(self) -> bool:
-        """Put it back; tell whether that changed anything."""
-        moved = random.getstate() != self._state
-        random.setstate(self._state)
-        return moved
-
-
-class _NumPy:
-    """The random stream of NumPy's global generator."""
-
-    key: tuple[nn.Module | None, str] = (None, "numpy")
-
-    def __init__(self) -> None:
-        self._state = np.random.get_state(legacy=False)  # noqa: NPY002
-
-    def restore(self) -> bool:
-        """Put it back; tell whether that changed anything."""
-        before, now = self._state, np.random.get_state(legacy=False)  # noqa: NPY002
-        np.random.set_state(before)  # noqa: NPY002
-        return repr(now) != repr(before) or not np.array_equal(
-            now["state"]["key"], before["state"]["key"]
-        )
-
-
-class _Attributes:
-    """A module's own attributes, and the items of the containers among them."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.key: tuple[nn.Module | None, str] = (module, "")
-        self._module = module
-        self._saved = dict(module.__dict__)
-        self._items = [
-            (value, copy.copy(value))
-            for name, value in self._saved.items()
-            if type(value) in _CONTAINERS and name not in _INTERNAL
-        ]
-
-    def restore(self) -> bool:
-        """Put them back; tell whether that changed anything."""
-        own = self._module.__dict__
-        added = own.keys() - self._saved.keys()
-        moved = any(own.get(name, own) is not v for name, v in self._saved.items())
-        for name in added:
-            del own[name]
-        own.update(self._saved)
-        spilt = [(c, items) for c, items in self._items if not _alike(c, items)]
-        for container, items in spilt:
-            container.clear()
-            if isinstance(container, (list, deque)):
-                container.extend(items)
-            else:
-                container.update(items)
-        return bool(added or moved or spilt)
-
-
-class _Buffer:
-    """A buffer of a module, and its values."""
-
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self.key: tuple[nn.Module | None, str] = (module, name)
-        self._module, self._name = module, name
-        self._tensor: Tensor | None = getattr(module, name)
-        # Inference tensors count no writes.
-        self._counts = self._tensor is not None and not self._tensor.is_inference()
-        if self._tensor is not None and self._counts:
-            self._version, self._values = self._tensor._version, self._tensor.clone()
-
-    def restore(self) -> bool:
-        """Put it back; tell whether that changed anything."""
-        module, name = self._module, self._name
-        replaced = getattr(module, name) is not self._tensor
-        if replaced:
-            setattr(module, name, self._tensor)
-        if self._tensor is None or not self._counts:
-            return replaced
-        written = self._tensor._version != self._version
-        if written:
-            self._tensor.copy_(self._values)
-        return replaced or written
-
-
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises by the batch and may keep running statistics."""
     return isinstance(module, _NORMS)
@@ -261,17 +169,6 @@ def _is_foreign(module: nn.Module, loggers: Sequence[nn.Module]) -> bool:
     """Whether a part is of the user's own kind, so that its step may change it."""
     torchs = type(module).__module__.startswith("torch.")
     return not torchs and module not in loggers and not isinstance(module, Metric)
-
-
-def _alike(container: Any, items: Any) -> bool:
-    """Whether a container still holds the very same items."""
-    if len(container) != len(items):
-        return False
-    if isinstance(container, dict):
-        return all(items.get(k, items) is v for k, v in container.items())
-    if isinstance(container, set):
-        return bool(container == items)
-    return all(a is b for a, b in zip(container, items, strict=True))
 
 
 def _metric_state(metric: Metric) -> dict[str, Any]:
