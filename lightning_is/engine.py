@@ -18,7 +18,7 @@ from lightning_is.ledger import Ledger
 from lightning_is.monitor import Stopwatch
 from lightning_is.preparation import Trial, prepare
 from lightning_is.runner import NoLossError, StepRunner
-from lightning_is.sampling.gates import Gate
+from lightning_is.sampling.gate import Gate
 from lightning_is.sampling.moments import moments
 from lightning_is.sampling.randomness import draw_generator
 from lightning_is.sampling.selection import without_replacement
@@ -76,8 +76,6 @@ class Engine:
         self._moving.undo()
         if self._tap is not None:
             self._tap.detach()
-
-    # From the loader to the step.
 
     def _receive(
         self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
@@ -193,8 +191,6 @@ class Engine:
                 return scorer.score(lambda: self._runner.losses(batch), tap, examples)
             except NoLossError:
                 return None
-
-    # The step.
 
     def _run_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's step under the weights of its batch, or watch it."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_is import host
 from lightning_is.monitor import Readback
-from lightning_is.sampling.gates import Evidence, Gate
+from lightning_is.sampling.gate import Evidence, Gate
 from lightning_is.sampling.moments import evidence, moments
 from lightning_is.sampling.numerics import check_scores
 from lightning_is.settings import Settings

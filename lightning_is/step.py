@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_is.monitor import Mark, Stopwatch
-from lightning_is.sampling.gates import Evidence
+from lightning_is.sampling.gate import Evidence
 from lightning_is.scoring.scorer import Reading
 
 

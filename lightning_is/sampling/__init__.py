@@ -9,21 +9,19 @@ from lightning_is.sampling.distributions import (
     Proportional,
     Uniform,
 )
+from lightning_is.sampling.gate import Evidence, Gate
 from lightning_is.sampling.gates import (
     AlwaysOpen,
     EfficiencyGate,
-    Evidence,
-    Gate,
     NeverOpen,
     TauGate,
     Warmup,
 )
 from lightning_is.sampling.numerics import capped_inclusion, check_scores, tau
 from lightning_is.sampling.plan import Drawn, ImportancePlan
+from lightning_is.sampling.scheme import Draw, Selection
 from lightning_is.sampling.selection import (
-    Draw,
     Multinomial,
-    Selection,
     Systematic,
     WithoutReplacement,
     effective_batch,

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_is.sampling.gates import Evidence
+from lightning_is.sampling.gate import Evidence
 from lightning_is.sampling.numerics import faults, precise
-from lightning_is.sampling.selection import Selection
+from lightning_is.sampling.scheme import Selection
 
 
 def moments(

@@ -7,12 +7,8 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from lightning_is.sampling.distributions import Distribution, Mixed
-from lightning_is.sampling.selection import (
-    Draw,
-    Selection,
-    effective_batch,
-    systematic,
-)
+from lightning_is.sampling.scheme import Draw, Selection
+from lightning_is.sampling.selection import effective_batch, systematic
 from lightning_is.sampling.weights import PowerWeights, Weights
 
 

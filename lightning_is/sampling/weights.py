@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_is.sampling.selection import Draw
+from lightning_is.sampling.scheme import Draw
 
 
 @runtime_checkable

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from lightning_is.sampling import gates
+from lightning_is.sampling.gate import Evidence, Gate
 from lightning_is.sampling.gates import (
     AlwaysOpen,
     EfficiencyGate,
-    Evidence,
-    Gate,
     NeverOpen,
     TauGate,
     Warmup,

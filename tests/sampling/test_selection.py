@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from lightning_is.sampling import selection
 from lightning_is.sampling.distributions import Mixed, Proportional, Uniform
 from lightning_is.sampling.numerics import capped_inclusion, tau
+from lightning_is.sampling.scheme import Draw, Selection
 from lightning_is.sampling.selection import (
-    Draw,
-    Selection,
     effective_batch,
     multinomial,
     systematic,

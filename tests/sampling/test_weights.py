@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from lightning_is.sampling import weights
 from lightning_is.sampling.distributions import Mixed, Proportional, Uniform
 from lightning_is.sampling.numerics import capped_inclusion
+from lightning_is.sampling.scheme import Draw
 from lightning_is.sampling.selection import (
-    Draw,
     multinomial,
     systematic,
     without_replacement,

@@ -1,0 +1,84 @@
+"""What a gate is, and what it is told.
+
+Evidence is plain numbers, already the same on every rank, so ranks cannot disagree.
+Costs count one forward pass of one example as 1.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a step showed of its scores.
+
+    Attributes:
+        tau: Equivalent batch-size increase by the paper's measure (`tau`).
+        effective_batch: Batch-size multiplier that the plan's draw would have.
+        presample_size: Examples ``B`` that an open step scores.
+        batch_size: Examples ``b`` that an open step trains on.
+        steps: Steps that this evidence stands for.
+    """
+
+    tau: float
+    effective_batch: float
+    presample_size: int
+    batch_size: int
+    steps: int = 1
+
+    def break_even(self, backward_cost: float = 2.0) -> float:
+        r"""Return the gain at which an open step pays for its scoring pass.
+
+        .. math:: \frac{B + (1 + r) b}{(1 + r) b}
+
+        Args:
+            backward_cost: Cost :math:`r` of a backward pass, in forward passes.
+
+        References:
+            Katharopoulos & Fleuret, ICML 2018, section 3.3, for :math:`r = 2`.
+
+        Example:
+            >>> round(Evidence(1.0, 1.0, 640, 128).break_even(), 4)
+            2.6667
+        """
+        step = (1 + backward_cost) * self.batch_size
+        return (self.presample_size + step) / step
+
+
+class Gate(ABC):
+    """Decides from past evidence whether the next step samples.
+
+    Attributes:
+        interval: Steps for which one evidence is enough; more would take time that
+            is to be gained.
+    """
+
+    interval: ClassVar[int] = 1
+
+    @property
+    @abstractmethod
+    def is_open(self) -> bool:
+        """Whether the next step samples; a pure query."""
+
+    @abstractmethod
+    def observe(self, evidence: Evidence) -> None:
+        """Take in the evidence of a step; the only place that changes the state."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, float]:
+        """Return the state as plain numbers."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from a state of the same kind of gate."""
+
+
+def check_keys(gate: Gate, state: dict[str, float], expected: set[str]) -> None:
+    """Refuse the state of another kind of gate."""
+    if set(state) != expected:
+        raise ValueError(
+            f"{type(gate).__name__} continues from a state with the keys "
+            f"{sorted(expected)}, got {sorted(state)}. The checkpoint was written with "
+            "another gate: use that one, or start the gate afresh."
+        )
