@@ -23,6 +23,7 @@ from lightning_is.sampling.moments import moments
 from lightning_is.sampling.randomness import draw_generator
 from lightning_is.sampling.selection import without_replacement
 from lightning_is.scoring.scorer import Scored
+from lightning_is.scoring.scorer import Step as ScoringStep
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Progress, Settings
 from lightning_is.step import Step
@@ -188,7 +189,8 @@ class Engine:
         scorer = self._settings.scorer
         with self._runner.traceless(update_statistics=update_statistics):
             try:
-                return scorer.score(lambda: self._runner.losses(batch), tap, examples)
+                step = ScoringStep(self._runner.losses, batch, self._module)
+                return scorer.score(step, tap, examples)
             except NoLossError:
                 return None
 

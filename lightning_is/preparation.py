@@ -19,7 +19,7 @@ from lightning_is.scoring.discovery import (
     traced_outputs,
 )
 from lightning_is.scoring.layout import head_inputs, moved_as
-from lightning_is.scoring.scorer import Scorer
+from lightning_is.scoring.scorer import Scorer, Step
 from lightning_is.scoring.tap import HeadTap, rows_per_example
 from lightning_is.scoring.upper_bound import UpperBound, refuse_silence
 
@@ -74,7 +74,8 @@ class Trial:
         batch = self._take(0, order)
         examples = self.examples if order is None else len(order)
         with self.context():
-            return scorer.score(lambda: self.losses(batch).cpu(), tap, examples).scores
+            step = Step(lambda part: self.losses(part).cpu(), batch, self.module)
+            return scorer.score(step, tap, examples).scores
 
     def refuse_hidden_state(self) -> None:
         """Refuse a step that carries tensors from batch to batch."""

@@ -6,7 +6,19 @@ Costs count one forward pass of one example as 1.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
+
+
+class Sizes(NamedTuple):
+    """How much an open step handles.
+
+    Attributes:
+        presample: Examples ``B`` to score.
+        batch: Examples ``b`` to train on, at most ``presample``.
+    """
+
+    presample: int
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -19,6 +31,8 @@ class Evidence:
         presample_size: Examples ``B`` that an open step scores.
         batch_size: Examples ``b`` that an open step trains on.
         steps: Steps that this evidence stands for.
+        progress: Share of the run that is over, in ``[0, 1]``.
+        epochs: Passes over the training set that are over, fractions included.
     """
 
     tau: float
@@ -26,6 +40,8 @@ class Evidence:
     presample_size: int
     batch_size: int
     steps: int = 1
+    progress: float = 0.0
+    epochs: float = 0.0
 
     def break_even(self, backward_cost: float = 2.0) -> float:
         r"""Return the gain at which an open step pays for its scoring pass.
@@ -64,6 +80,15 @@ class Gate(ABC):
     @abstractmethod
     def observe(self, evidence: Evidence) -> None:
         """Take in the evidence of a step; the only place that changes the state."""
+
+    def sizes(self, presample_size: int, batch_size: int) -> Sizes:
+        """Return how much the next open step handles; what was asked for, as a rule.
+
+        Args:
+            presample_size: Examples ``B`` that the loader yields for an open step.
+            batch_size: Examples ``b`` that the user asked to train on.
+        """
+        return Sizes(presample_size, batch_size)
 
     @abstractmethod
     def state_dict(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_is.scoring.scorer import Reading, Scored, Step
+from lightning_is.scoring.scorer import Reading, Scored
 from lightning_is.scoring.tap import HeadTap, by_example
 
 _LOSSES = frozenset(
@@ -53,7 +53,7 @@ class Loss:
         section 4.
     """
 
-    def score(self, step: Step, tap: HeadTap, examples: int) -> Scored:
+    def score(self, step: Callable[[], Tensor], tap: HeadTap, examples: int) -> Scored:
         """Score a batch by one forward pass.
 
         Raises:

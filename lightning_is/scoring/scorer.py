@@ -2,15 +2,33 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_is.scoring.tap import HeadTap
 
-Step = Callable[[], Tensor]
-"""Runs the user's step on a batch: its mean loss, or one loss per example."""
+
+@dataclass(frozen=True)
+class Step:
+    """The user's step, ready to run on a batch. Calling it runs it on the whole batch.
+
+    Attributes:
+        run: Returns the mean loss of a batch, or one loss per example.
+        batch: What to score, on the device.
+        module: Whose parameters are trained.
+    """
+
+    run: Callable[[Any], Tensor]
+    batch: Any
+    module: nn.Module
+
+    def __call__(self) -> Tensor:
+        """Return the mean loss of the batch, or one loss per example."""
+        return self.run(self.batch)
+
 
 Reading = Callable[[int], Float[Tensor, " n"] | None]
 """Returns the scores of the ``n`` examples just trained on, if there are any."""

@@ -1,6 +1,6 @@
 """The upper bound of the gradient norm: Katharopoulos & Fleuret's score."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_is.scoring.scorer import Reading, Scored, Step
+from lightning_is.scoring.scorer import Reading, Scored
 from lightning_is.scoring.tap import HeadTap, example_norms
 
 
@@ -40,7 +40,7 @@ class UpperBound:
         Scored(scores=tensor([2., 0.]), loss=tensor(1.))
     """
 
-    def score(self, step: Step, tap: HeadTap, examples: int) -> Scored:
+    def score(self, step: Callable[[], Tensor], tap: HeadTap, examples: int) -> Scored:
         """Score a batch; the backbone runs without grad and keeps no activations.
 
         Raises:
