@@ -1,12 +1,16 @@
 """The callback: importance sampling for an unchanged module."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_is import host
+from lightning_is.data.pass_source import PassSource
+from lightning_is.data.source import IndexSource
 from lightning_is.engine import Engine
+from lightning_is.feed import Feed
 from lightning_is.sampling import (
     EfficiencyGate,
     Gate,
@@ -16,6 +20,8 @@ from lightning_is.sampling import (
     TauGate,
     multinomial,
 )
+from lightning_is.sampling.passes import Shuffled
+from lightning_is.sampling.percentile import LossPercentile
 from lightning_is.scoring import ScoreMode, Scorer, UpperBound
 from lightning_is.settings import (
     ExampleLosses,
@@ -25,8 +31,7 @@ from lightning_is.settings import (
     Settings,
     WhenClosed,
 )
-
-_VERSION = 1
+from lightning_is.state import State
 
 
 class ImportanceSamplingCallback(Callback):
@@ -43,10 +48,15 @@ class ImportanceSamplingCallback(Callback):
 
     Args:
         batch_size: Examples ``b`` to train on while the gate is open, at least 1 and
-            fewer than the loader yields.
+            fewer than the loader yields; None leaves that to the gate, the source or
+            the acceptance, which then must be given.
         scorer: Scores the examples.
         plan: Distribution, selection and weights of the draw.
         gate: Decides when to sample.
+        source: Chooses what to load, in place of the loader's sampler, by the scores
+            of the past. What the draw from a loaded batch weighs is multiplied.
+        acceptance: Accepts loaded examples one by one until they fill a batch, while
+            the gate is open, in place of the plan's draw.
         when_closed: Train on ``"all"`` that was loaded, or on a uniform ``"subset"`` of
             ``batch_size``, while the gate is closed.
         head: The module, or dotted name of it, whose output the loss is computed from;
@@ -58,7 +68,14 @@ class ImportanceSamplingCallback(Callback):
             structure is unusual; ``indices`` has shape ``(b,)``, or is None to ask for
             the number of examples instead.
         score_mode: Score with dropout off (``"eval"``) or as in training (``"train"``).
+        scale_factor: Score images of so much of their height and width, in ``(0, 1]``;
+            the module must accept them. Below 1, batch normalisation takes its running
+            statistics from what is trained on.
         seed: Of the draws, at least 0; they never touch the global random states.
+
+    Attributes:
+        progress: Returns the share of the run that is over, in ``[0, 1]``, for what is
+            annealed or bounded by it; None counts steps (or ``max_time``).
 
     Raises:
         ValueError: If an argument is out of range.
@@ -71,19 +88,36 @@ class ImportanceSamplingCallback(Callback):
 
     def __init__(
         self,
-        batch_size: int,
+        batch_size: int | None = None,
         *,
         scorer: Scorer | None = None,
         plan: ImportancePlan | None = None,
         gate: Gate | None = None,
+        source: IndexSource | None = None,
+        acceptance: LossPercentile | None = None,
         when_closed: WhenClosed = "all",
         head: Head | None = None,
         per_sample_loss: ExampleLosses | None = None,
         index_fn: IndexFunction | None = None,
         score_mode: ScoreMode = "eval",
+        scale_factor: float = 1.0,
         seed: int = 0,
     ) -> None:
-        self.gate: Gate = EfficiencyGate() if gate is None else gate
+        gate = EfficiencyGate() if gate is None else gate
+        self.progress: Callable[[], float] | None = None
+        if acceptance is not None and source is None:
+            source = PassSource(Shuffled())  # loads as many batches as it takes
+        if batch_size is None and source is None and not gate.chooses_size:
+            raise ValueError(
+                "What to train on must be chosen by someone, got neither `batch_size` "
+                "nor `source` nor `acceptance`. Pass `batch_size=32` to backpropagate "
+                "32 examples of every batch."
+            )
+        if acceptance is not None and index_fn is not None:
+            raise ValueError(
+                "`acceptance` puts examples of several batches together by itself, got "
+                "an `index_fn` for batches only you can take apart. Drop one of them."
+            )
         self._settings = Settings(
             batch_size=batch_size,
             scorer=UpperBound() if scorer is None else scorer,
@@ -93,8 +127,10 @@ class ImportanceSamplingCallback(Callback):
             per_sample_loss=per_sample_loss,
             index_fn=index_fn,
             score_mode=score_mode,
+            scale_factor=scale_factor,
         )
-        self._progress = Progress(seed)
+        self._state = State(gate, Progress(seed), source, acceptance)
+        self._feed: Feed | None = None
         self._engine: Engine | None = None
 
     @classmethod
@@ -141,21 +177,47 @@ class ImportanceSamplingCallback(Callback):
         )
 
     @property
+    def gate(self) -> Gate:
+        """Decides when to sample."""
+        return self._state.gate
+
+    @gate.setter
+    def gate(self, gate: Gate) -> None:
+        self._state.gate = gate
+
+    @property
     def is_sampling(self) -> bool:
         """Whether the batch in hand was drawn by its scores."""
         return self._engine is not None and self._engine.is_sampling
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the source behind the loader, before the Trainer asks for it."""
+        if stage == "fit" and self._state.source is not None:
+            self._close()
+            self._feed = Feed(
+                trainer,
+                self._state.source,
+                self._state,
+                lambda: self._share_of_run(trainer),
+            )
+
+    def _share_of_run(self, trainer: Trainer) -> float:
+        given = self.progress
+        return host.share_of_run(trainer) if given is None else given()
+
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch the batches; refuse a run of a kind not supported."""
-        self._close()
+        self._close_engine()
         host.refuse_unsupported(trainer, pl_module)
         self._engine = Engine(
             trainer,
             pl_module,
             self._settings,
-            self.gate,
-            self._progress,
+            self._state,
+            lambda: self._share_of_run(trainer),
+            self._feed,
             lambda: self in host.callbacks(trainer),
         )
 
@@ -219,30 +281,27 @@ class ImportanceSamplingCallback(Callback):
         self._close()
 
     def _close(self) -> None:
+        self._close_engine()
+        if self._feed is not None:
+            self._feed.close()
+        self._feed = None
+
+    def _close_engine(self) -> None:
         if self._engine is not None:
             self._engine.close()
         self._engine = None
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return gate, seed and number of draws as plain numbers."""
+        """Return the state of all parts, in tensors and plain types."""
+        if self._feed is not None:
+            self._feed.settle()
+            self._state.under_way = self._feed.under_way()
         if self._engine is not None:
-            self._engine.ledger.settle()
-        return {
-            "version": _VERSION,
-            "seed": self._progress.seed,
-            "draws": self._progress.draws,
-            "gate": self.gate.state_dict(),
-        }
+            self._engine.settle(self._state)
+        return self._state.save()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where a checkpoint left off; refuse one of another kind."""
-        if state_dict["version"] > _VERSION:
-            raise ValueError(
-                f"A checkpoint must be of version {_VERSION} or older, got "
-                f"{state_dict['version']}. Upgrade lightning_is."
-            )
-        self.gate.load_state_dict(state_dict["gate"])
-        self._progress.seed = state_dict["seed"]
-        self._progress.draws = state_dict["draws"]
+        self._state.load(state_dict)

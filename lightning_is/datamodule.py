@@ -9,6 +9,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 from typing_extensions import override
 
 from lightning_is.data.batch_sampler import PresampleBatchSampler
+from lightning_is.data.loader import rebuilt
 
 _HOOKS = (
     "prepare_data",
@@ -120,30 +121,17 @@ class OversamplingDataModule(LightningDataModule):
         loader = inner if isinstance(inner, DataLoader) else inner.train_dataloader()
         # Made here, inside the hook, where Lightning records the arguments by which
         # it rebuilds the batch sampler around a distributed sampler.
-        sampler, batch_size = _parts(loader)
+        sampler, batch_size = plain_parts(loader)
         batches = PresampleBatchSampler(
             sampler,
             batch_size=batch_size,
             drop_last=loader.drop_last,
             presample_size=self.presample_size,
         )
-        return DataLoader(
-            loader.dataset,
-            batch_sampler=batches,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
-            generator=loader.generator,
-            prefetch_factor=loader.prefetch_factor,
-            persistent_workers=loader.persistent_workers,
-            in_order=loader.in_order,
-        )
+        return rebuilt(loader, batches)
 
 
-def _parts(loader: Any) -> tuple[Sampler[int] | Iterable[int], int]:
+def plain_parts(loader: Any) -> tuple[Sampler[int] | Iterable[int], int]:
     """Return sampler and batch size; refuse loaders that have none of their own."""
     if type(loader) is not DataLoader:
         raise TypeError(

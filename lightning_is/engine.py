@@ -14,18 +14,17 @@ from torch import Tensor
 
 from lightning_is import host
 from lightning_is.data.batch import SampledBatch
+from lightning_is.drawing import Drawer
+from lightning_is.feed import Feed
 from lightning_is.ledger import Ledger
 from lightning_is.monitor import Stopwatch
 from lightning_is.preparation import Trial, prepare
+from lightning_is.queueing import Queue
 from lightning_is.runner import NoLossError, StepRunner
-from lightning_is.sampling.gate import Gate
 from lightning_is.sampling.moments import moments
-from lightning_is.sampling.randomness import draw_generator
-from lightning_is.sampling.selection import without_replacement
-from lightning_is.scoring.scorer import Scored
-from lightning_is.scoring.scorer import Step as ScoringStep
 from lightning_is.scoring.tap import HeadTap
-from lightning_is.settings import Progress, Settings
+from lightning_is.settings import Settings
+from lightning_is.state import State
 from lightning_is.step import Step
 
 _CHECKED_AGAIN = (10, 100, 1000, 10_000)  # batches: a loss may gain terms in time
@@ -40,8 +39,9 @@ class Engine:
         trainer: Runs the fit.
         module: The user's module.
         settings: Of the callback.
-        gate: Decides when to sample.
-        progress: Seed and number of draws, updated in place.
+        state: What changes during the run: the gate, the number of draws.
+        progress: Returns the share of the run that is over.
+        feed: Loads what a source chose, if there is one.
         is_active: Whether the callback still belongs to the Trainer.
     """
 
@@ -50,18 +50,28 @@ class Engine:
         trainer: Trainer,
         module: LightningModule,
         settings: Settings,
-        gate: Gate,
-        progress: Progress,
+        state: State,
+        progress: Callable[[], float],
+        feed: Feed | None,
         is_active: Callable[[], bool],
     ) -> None:
         self._trainer, self._module, self._settings = trainer, module, settings
-        self._gate, self._progress, self._is_active = gate, progress, is_active
-        self.ledger = Ledger(trainer, gate, settings)
+        self._gate, self._is_active = state.gate, is_active
+        self.ledger = Ledger(trainer, state.gate, settings, progress)
         self._runner = StepRunner(trainer, module, settings)
         self._tap: HeadTap | None = None  # from the first batch on
-        self._is_summed = False
         self._step: Step | None = None
         self._watch = Stopwatch(trainer.strategy.root_device)
+        self._drawer = Drawer(
+            *(trainer, module, settings, self._runner, state.draws, self._watch)
+        )
+        self._feed = feed
+        self._queue: Queue | None = None
+        if state.acceptance is not None:
+            self._queue = Queue(self._drawer, state.acceptance, self._more)
+            self._queue.load_state_dict(state.queued)
+        if feed is not None:
+            feed.score = self._score_afresh
         strategy = trainer.strategy
         self._moving = host.Shadow(strategy, "batch_to_device", self._receive)
         self._stepping = host.Shadow(strategy, "training_step", self._run_step)
@@ -78,6 +88,12 @@ class Engine:
         if self._tap is not None:
             self._tap.detach()
 
+    def settle(self, state: State) -> None:
+        """Bring the state up to date: what was sent arrives, what waits is listed."""
+        self.ledger.settle()
+        if self._queue is not None:
+            state.queued = self._queue.state_dict()
+
     def _receive(
         self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
     ) -> Any:
@@ -85,10 +101,14 @@ class Engine:
         if not (self._trainer.training and self._is_active()) or batch is None:
             return self._moving.original(batch, device, dataloader_idx)
         begun, weights, index = self._watch.mark(), None, None
+        target = device or self._trainer.strategy.root_device
+        if self._feed is not None:
+            index, weights = self._feed.arrived()
+            self._feed.settle()
         if isinstance(batch, SampledBatch):
-            target = device or self._trainer.strategy.root_device
-            weights = batch.weight.to(target, non_blocking=True)
-            index, batch = batch.index, batch.data
+            index, weights, batch = batch.index, batch.weight, batch.data
+        if weights is not None:
+            weights = weights.to(target, non_blocking=True)
         batch = self._moving.original(batch, device, dataloader_idx)
         self.ledger.settle()
         size = self._settings.count(batch)
@@ -99,13 +119,59 @@ class Engine:
         elif self.ledger.batches in _CHECKED_AGAIN:
             with suppress(NoLossError):
                 self._trial(batch, size).refuse_bypass(self._tap)
-        if self._tap is None or size <= self._settings.batch_size:
+        if self._tap is None:
+            return batch
+        return self._drawn(step, self._tap, batch)
+
+    def _drawn(self, step: Step, tap: HeadTap, batch: Any) -> Any:
+        """Return the part of a batch to train on: all of it, or what is drawn."""
+        size, wanted = step.examples, self._settings.wanted(step.examples)
+        if self._queue is not None:
+            if not self._gate.is_open:
+                return batch
+            start = self._watch.mark()
+            batch = self._queue.fill(step, tap, batch, wanted)
+            step.scoring = (start, self._watch.mark())
+            return batch
+        if size <= wanted and not self._sizes_any_batch():
             return batch
         if self._gate.is_open:
-            return self._sample(step, self._tap, batch)
-        if self._settings.when_closed == "subset":
-            return self._subset(step, batch)
+            wanted = self._gate.sizes(size, min(wanted, size)).batch
+            return self._drawer.sample(step, tap, batch, wanted)
+        if self._settings.when_closed == "subset" and size > wanted:
+            return self._drawer.subset(step, batch, wanted)
         return batch
+
+    def _sizes_any_batch(self) -> bool:
+        """Whether the gate picks a part of batches that are no presamples, too."""
+        presampled = host.presample_sampler(self._trainer) is not None
+        return self._gate.chooses_size and not presampled
+
+    def _more(self) -> Any:
+        """Load and move one more batch within the same step."""
+        assert self._feed is not None  # noqa: S101  a queue always has one
+        return self._moved(self._feed.more())
+
+    def _moved(self, batch: Any) -> Any:
+        """Do to a batch what the Trainer does before the step."""
+        batch = host.before_transfer(self._trainer, batch)
+        return self._moving.original(batch)
+
+    def _score_afresh(self, batch: Any) -> Tensor:
+        """Score a batch between two steps."""
+        batch = self._moved(batch)
+        size = self._settings.count(batch)
+        if self._tap is None:  # a resumed run may begin with it
+            self._tap = self._prepare(batch, size)
+        tap, scored = self._tap, None
+        if tap is not None:
+            scored = self._drawer.score(tap, batch, size, update_statistics=False)
+        if scored is None:
+            raise RuntimeError(
+                "Scoring afresh needs a loss for every batch, got None from "
+                "`training_step`. Return the loss, or drop `rescore_every`."
+            )
+        return scored.scores
 
     def _prepare(self, batch: Any, size: int) -> HeadTap | None:
         """Find the head and refuse what cannot work, on part of the first batch."""
@@ -117,82 +183,24 @@ class Engine:
         if prepared is None:
             return None
         self._runner.settle()
-        tap, self._is_summed = prepared
+        tap, self._drawer.is_summed = prepared
         return tap
 
     def _trial(self, batch: Any, size: int) -> Trial:
         # Two examples at least, or their order could not be told; four, to halve them.
         least = 4 if size >= 8 else 2
-        part = min(max(least, min(self._settings.batch_size, size // 2)), size)
+        part = min(max(least, min(self._settings.wanted(size), size // 2)), size)
         return Trial(
             module=self._module,
             step=self._runner.loss,
             losses=self._runner.losses,
             context=self._runner.traceless,
-            part=lambda positions: self._settings.take(batch, positions),
+            take=self._settings.take,
+            batch=batch,
             device=self._module.device,
             examples=part,
             parts=min(2, size // part),
         )
-
-    def _generator(self) -> torch.Generator:
-        self._progress.draws += 1
-        rank = self._trainer.global_rank
-        return draw_generator(self._progress.seed, rank, self._progress.draws - 1)
-
-    def _sample(self, step: Step, tap: HeadTap, batch: Any) -> Any:
-        """Score a presample, draw from it, and arrange for the weights."""
-        start = self._watch.mark()
-        with host.profiled(self._trainer, "score"):
-            scored = self._score(tap, batch, step.examples, update_statistics=True)
-        if scored is None:
-            return batch
-        plan, wanted = self._settings.plan, self._settings.batch_size
-        before = step.weights
-        scores = scored.scores if before is None else scored.scores * before
-        counts = plan.expected_counts(scores, wanted)
-        drawn = plan.pick(counts, wanted, generator=self._generator())
-        weights = drawn.weights * self._rescaling(step.examples)
-        if before is not None:
-            weights = weights * before[drawn.indices]
-        step.drawn_from = (scores, counts)
-        step.scores = scored.scores
-        step.loss = scored.loss if before is None else None
-        step.weights, step.is_sampled, step.examples = weights, True, wanted
-        batch = self._settings.take(batch, drawn.indices)
-        step.scoring = (start, self._watch.mark())
-        return batch
-
-    def _rescaling(self, loaded: int) -> float:
-        """Make up for a summed loss, which has fewer terms when fewer are drawn."""
-        if not self._is_summed or self._settings.when_closed == "subset":
-            return 1.0
-        presampled = host.presample_sampler(self._trainer) is not None
-        return 1.0 if presampled else loaded / self._settings.batch_size
-
-    def _subset(self, step: Step, batch: Any) -> Any:
-        """Take a uniform batch out of a presample that came while the gate is shut."""
-        even = torch.full(
-            (step.examples,), 1 / step.examples, device=self._module.device
-        )
-        wanted = self._settings.batch_size
-        drawn = without_replacement(even, wanted, generator=self._generator()).indices
-        if step.weights is not None:
-            step.weights = step.weights[drawn]
-        step.examples = wanted
-        return self._settings.take(batch, drawn)
-
-    def _score(
-        self, tap: HeadTap, batch: Any, examples: int, *, update_statistics: bool
-    ) -> Scored | None:
-        """Run the scoring pass; None if the user's step returns no loss."""
-        scorer = self._settings.scorer
-        with self._runner.traceless(update_statistics=update_statistics):
-            try:
-                step = ScoringStep(self._runner.losses, batch, self._module)
-                return scorer.score(step, tap, examples)
-            except NoLossError:
-                return None
 
     def _run_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's step under the weights of its batch, or watch it."""
@@ -203,7 +211,10 @@ class Engine:
             if step.weights is not None:
                 stack.enter_context(self._tap.weighting(step.weights))
             if step.is_sampled:
-                stack.enter_context(self._runner.context.frozen_statistics())
+                # The scoring pass took them in, of everything that was loaded.
+                frozen = self._settings.scale_factor == 1
+                statistics = self._runner.context.frozen_statistics(active=frozen)
+                stack.enter_context(statistics)
             elif self._settings.per_sample_loss is None:
                 watching = self._settings.scorer.observing(self._tap)
                 step.read = stack.enter_context(watching)
@@ -220,11 +231,11 @@ class Engine:
             step.scores = torch.where(usable, step.scores, 0.0)
 
     def end_step(self, batch: Any, loss: Tensor | None) -> None:
-        """Send what the step showed on its way to the gate."""
+        """Send what the step showed on its way to the gate, and to the source."""
         step = self._step
         if step is None or self._tap is None:
             return
-        due, own = self.ledger.is_due(), self._settings.per_sample_loss is not None
+        due = self.ledger.is_due()
         if step.drawn_from is not None:
             scores, counts = step.drawn_from
             # On an accelerator only the moments tell of scores at fault.
@@ -232,20 +243,36 @@ class Engine:
                 selection = self._settings.plan.selection
                 step.moments = moments(scores, counts, step.examples, selection)
         else:
-            step.loss = loss if step.weights is None else None
-            if own and self.ledger.batches % _PROBE_EVERY == 1:
-                scored = self._score(
-                    self._tap, batch, step.examples, update_statistics=False
-                )
-                step.scores, due = None if scored is None else scored.scores, True
+            if not step.is_sampled:
+                step.loss = loss if step.weights is None else None
+                due = self._ask_for_losses(step, self._tap, batch) or due
             if due and step.scores is not None:
-                weights = 1.0 if step.weights is None else step.weights
-                step.moments = self.ledger.prospect(step.scores * weights)
+                weighted = step.weights is not None and not step.is_sampled
+                weights = step.weights if weighted else None
+                scores = step.scores if weights is None else step.scores * weights
+                step.moments = self.ledger.prospect(scores)
         self.ledger.send(step.moments, step.scores)
+        if self._feed is not None and step.index is not None:
+            self._report(self._feed, step.index, step.scores)
+
+    def _ask_for_losses(self, step: Step, tap: HeadTap, batch: Any) -> bool:
+        """Score a closed step by the user's own losses, if it is time to."""
+        own = self._settings.per_sample_loss is not None
+        often = self._feed is not None  # it wants to know of every batch
+        if not own or not (often or self.ledger.batches % _PROBE_EVERY == 1):
+            return False
+        scored = self._drawer.score(tap, batch, step.examples, update_statistics=False)
+        step.scores = None if scored is None else scored.scores
+        return True
+
+    def _report(self, feed: Feed, index: Tensor, scores: Tensor | None) -> None:
+        if scores is not None and len(scores) == len(index):
+            feed.send(index, scores)
 
     def metrics(self) -> dict[str, float | Tensor]:
         """Describe the step that just ended; waits for the device."""
         self.ledger.settle()
         if self._step is None or self.ledger.last is None:
             return {}
-        return self._step.metrics(self.ledger.last, self._watch)
+        found = self._step.metrics(self.ledger.last, self._watch)
+        return found if self._feed is None else {**found, **self._feed.source.metrics()}

@@ -6,8 +6,10 @@ from typing import Any, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -89,6 +91,41 @@ def loader_batch_size(trainer: Trainer) -> int | None:
     """Return the batch size that the training loader announces, if it does."""
     loader = trainer.train_dataloader
     return loader.batch_size if isinstance(loader, DataLoader) else None
+
+
+def epochs(trainer: Trainer) -> float:
+    """Return how many epochs were trained for, with the part of the current one."""
+    batches = trainer.num_training_batches
+    within = (trainer.fit_loop.batch_idx + 1) / batches if batches > 0 else 0.0
+    return trainer.current_epoch + within
+
+
+def share_of_run(trainer: Trainer) -> float:
+    """Return the share of the run that is over, NaN if its length is unknown.
+
+    Counted in steps; in time where `Trainer(max_time=...)` alone says when it ends.
+    """
+    total = trainer.estimated_stepping_batches
+    if 0 < total < float("inf"):
+        return min(trainer.global_step / total, 1.0)
+    for callback in callbacks(trainer):
+        if isinstance(callback, Timer):
+            left = callback.time_remaining("train")
+            spent = callback.time_elapsed("train")
+            if left is not None:
+                share = min(spent / max(spent + left, 1e-9), 1.0)
+                # Clocks differ, and ranks must not.
+                return float(trainer.strategy.broadcast(share))
+    return float("nan")
+
+
+def before_transfer(trainer: Trainer, batch: Any) -> Any:
+    """Do to a batch what the Trainer does once it is fetched."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    data, module = trainer.datamodule, trainer.lightning_module  # type: ignore[attr-defined]
+    name = "on_before_batch_transfer"
+    owner = data if data is not None and is_overridden(name, data) else module
+    return getattr(owner, name)(batch, 0)
 
 
 def scales_gradients(trainer: Trainer) -> bool:

@@ -1,5 +1,7 @@
 """The ledger: what steps showed of their scores, on its way to gate and loader."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -22,6 +24,7 @@ class Ledger:
         trainer: Runs the fit.
         gate: Is told, and asked what the loader should emit.
         settings: Of the callback.
+        progress: Returns the share of the run that is over.
 
     Attributes:
         last: The evidence last handed over.
@@ -29,8 +32,15 @@ class Ledger:
         batches: How many batches were seen.
     """
 
-    def __init__(self, trainer: Trainer, gate: Gate, settings: Settings) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        gate: Gate,
+        settings: Settings,
+        progress: Callable[[], float],
+    ) -> None:
         self._trainer, self._gate, self._settings = trainer, gate, settings
+        self._progress = progress
         self._readback = Readback()
         self._scores: Tensor | None = None  # behind what is being read back
         self.last: Evidence | None = None
@@ -56,7 +66,8 @@ class Ledger:
 
     def prospect(self, scores: Tensor) -> Tensor:
         """Return the moments of a uniform step, as if it had been drawn from."""
-        share = self._settings.batch_size / max(self.presample_size, 1)
+        presample = max(self.presample_size, 1)
+        share = self._wanted(presample) / presample
         drawn = min(max(1, round(share * len(scores))), len(scores))
         plan = self._settings.plan
         counts = plan.expected_counts(scores, drawn)
@@ -97,12 +108,13 @@ class Ledger:
                 f"Scores must be finite and at least 0, got {faults:.0f} that are "
                 "not on another rank. Its message says which."
             )
-        wanted = self._settings.batch_size
-        found = evidence(packed[:6], size, wanted, self._steps)
+        found = evidence(packed[:6], size, self._wanted(size), self._steps)
         if found is not None:
             self._steps = 0
-            self.last = found
-            self._gate.observe(found)
+            self.last = replace(
+                found, progress=self._progress(), epochs=host.epochs(self._trainer)
+            )
+            self._gate.observe(self.last)
         self.tell_sampler()
 
     def tell_sampler(self) -> None:
@@ -110,6 +122,13 @@ class Ledger:
         sampler = host.presample_sampler(self._trainer)
         if sampler is not None:
             sampler.is_open = self._gate.is_open
+            sizes = self._gate.sizes(sampler.presample_size, sampler.batch_size)
+            sampler.open_size = sizes.presample
+
+    def _wanted(self, loaded: int) -> int:
+        """Examples that an open step trains on, of as many loaded."""
+        wanted = self._settings.wanted(loaded)
+        return self._gate.sizes(loaded, min(wanted, loaded)).batch
 
     def check_loader(self) -> None:
         """Refuse a loader whose announced batch size leaves nothing to draw from.
@@ -118,6 +137,8 @@ class Ledger:
             ValueError: If it does.
         """
         wanted = self._settings.batch_size
+        if wanted is None:
+            return
         sampler = host.presample_sampler(self._trainer)
         given = host.loader_batch_size(self._trainer)
         if sampler is not None and sampler.batch_size != wanted:
@@ -135,6 +156,8 @@ class Ledger:
             ValueError: If so.
         """
         wanted, largest = self._settings.batch_size, self.largest
+        if wanted is None:
+            return
         if self._trainer.world_size > 1:
             device = self._trainer.strategy.root_device
             sizes = torch.tensor(float(largest), device=device)

@@ -33,7 +33,8 @@ class Trial:
         step: Runs the step on a part of the batch; returns its loss.
         losses: What the examples are scored by: the same, or the user's own losses.
         context: Opens a context that leaves no trace; takes ``as_training``.
-        part: Takes the examples at some positions of the batch.
+        take: Takes the examples of a batch at some positions.
+        batch: The batch that parts are taken of.
         device: Where positions are made.
         examples: Examples in a part.
         parts: How many disjoint parts there are, 1 or 2.
@@ -43,7 +44,8 @@ class Trial:
     step: Callable[[Any], Tensor]
     losses: Callable[[Any], Tensor]
     context: Callable[..., AbstractContextManager[None]]
-    part: Callable[[Tensor], Any]
+    take: Callable[[Any, Tensor], Any]
+    batch: Any
     device: torch.device
     examples: int
     parts: int
@@ -62,7 +64,7 @@ class Trial:
     def _take(self, number: int, order: Tensor | None = None) -> Any:
         if order is None:
             order = torch.arange(self.examples, device=self.device)
-        return self.part(order + number * self.examples)
+        return self.take(self.batch, order + number * self.examples)
 
     def scores(
         self, tap: HeadTap, scorer: Scorer, order: Tensor | None = None
@@ -74,7 +76,8 @@ class Trial:
         batch = self._take(0, order)
         examples = self.examples if order is None else len(order)
         with self.context():
-            step = Step(lambda part: self.losses(part).cpu(), batch, self.module)
+            run = lambda part: self.losses(part).cpu()  # noqa: E731
+            step = Step(run, batch, self.module, self.take)
             return scorer.score(step, tap, examples).scores
 
     def refuse_hidden_state(self) -> None:

@@ -26,7 +26,7 @@ class Settings:
         ValueError: If one is out of range.
     """
 
-    batch_size: int
+    batch_size: int | None
     scorer: Scorer
     plan: ImportancePlan
     when_closed: WhenClosed
@@ -34,10 +34,11 @@ class Settings:
     per_sample_loss: ExampleLosses | None
     index_fn: IndexFunction | None
     score_mode: ScoreMode
+    scale_factor: float
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.batch_size, int) and self.batch_size is not True
-        if not whole or self.batch_size < 1:
+        size = 1 if self.batch_size is None else self.batch_size
+        if not isinstance(size, int) or size is True or size < 1:
             raise ValueError(
                 f"`batch_size` must be a whole number of at least 1, got "
                 f"{self.batch_size!r}. A quarter of the loader's is a good start."
@@ -57,6 +58,20 @@ class Settings:
                 f'`score_mode` must be "eval" or "train", got {self.score_mode!r}. '
                 '"eval" scores without dropout noise.'
             )
+        if not 0 < self.scale_factor <= 1:
+            raise ValueError(
+                f"`scale_factor` must be in (0, 1], got {self.scale_factor}. 0.5 "
+                "scores images of half the height and width; 1 leaves them."
+            )
+        if self.index_fn is not None and self.scale_factor < 1:
+            raise ValueError(
+                "`scale_factor` looks for images in the batch by itself, got an "
+                "`index_fn` for batches only you can take apart. Drop one of them."
+            )
+
+    def wanted(self, loaded: int) -> int:
+        """Examples to train on of those loaded, as far as the user said."""
+        return loaded if self.batch_size is None else self.batch_size
 
     def count(self, batch: Any) -> int:
         """Count the examples of a batch, by the user's function if there is one.

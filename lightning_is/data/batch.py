@@ -3,10 +3,11 @@
 import copy
 import dataclasses
 from collections import UserDict
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -115,6 +116,42 @@ def batch_size(batch: Any) -> int:
             "`index_fn=`, which counts and picks examples."
         )
     return sizes[0]
+
+
+def leaves(batch: Any) -> list[Any]:
+    """List whatever has one row per example, in a fixed order."""
+    found: list[Any] = []
+    _walk(batch, found.append)
+    return found
+
+
+def with_leaves(batch: Any, rows: Sequence[Any]) -> Any:
+    """Return a batch of the same structure with other rows, as `leaves` lists them."""
+    remaining = iter(rows)
+    return _walk(batch, lambda _: next(remaining))
+
+
+def join(rows: Sequence[Sequence[Any]]) -> list[Any]:
+    """Put the leaves of several batches of one structure one after the other.
+
+    Raises:
+        ValueError: If two cannot be joined, as their examples differ in shape.
+    """
+    return [_joined(parts) for parts in zip(*rows, strict=True)]
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], (list, tuple)):
+        return [item for part in parts for item in part]
+    arrays = isinstance(parts[0], np.ndarray)
+    try:
+        return np.concatenate(parts) if arrays else torch.cat(list(parts))
+    except (RuntimeError, ValueError) as problem:
+        shapes = sorted({str(tuple(part.shape[1:])) for part in parts})
+        raise ValueError(
+            "Examples of different batches must have one shape to be trained on "
+            f"together, got {' and '.join(shapes)}. Collate to a fixed size."
+        ) from problem
 
 
 def rebuild(batch: Any, *, copies: bool = False) -> Any:

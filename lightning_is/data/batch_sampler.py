@@ -13,7 +13,8 @@ class PresampleBatchSampler(BatchSampler):
 
     The number of batches never changes, so schedules and progress bars stay as they
     were; while open, the sampler is passed over several times within an epoch. Setting
-    `is_open` takes effect at the next batch drawn, which worker processes prefetch.
+    `is_open` takes effect at the next batch drawn, which worker processes prefetch; so
+    does `open_size`, for presamples smaller than ``B``.
 
     Args:
         sampler: Yields the indices of one pass, shuffled anew each time.
@@ -54,7 +55,7 @@ class PresampleBatchSampler(BatchSampler):
                 f"examples for `presample_size={presample_size}`. Presample fewer, or "
                 "check that the dataset is not empty."
             )
-        self.presample_size = presample_size
+        self.presample_size = self.open_size = presample_size
         self.is_open = False
 
     def __len__(self) -> int:
@@ -63,7 +64,7 @@ class PresampleBatchSampler(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         stream = self._stream()
         for _ in range(len(self)):
-            size = self.presample_size if self.is_open else self.batch_size
+            size = self.open_size if self.is_open else self.batch_size
             yield list(islice(stream, size))
 
     def _stream(self) -> Iterator[int]:

@@ -9,7 +9,7 @@ from lightning_is.sampling.distributions import (
     Proportional,
     Uniform,
 )
-from lightning_is.sampling.gate import Evidence, Gate
+from lightning_is.sampling.gate import Evidence, Gate, Sizes
 from lightning_is.sampling.gates import (
     AlwaysOpen,
     EfficiencyGate,
@@ -18,7 +18,11 @@ from lightning_is.sampling.gates import (
     Warmup,
 )
 from lightning_is.sampling.numerics import capped_inclusion, check_scores, tau
+from lightning_is.sampling.passes import Pass, PassScheme, RandomSubset, Shuffled
+from lightning_is.sampling.percentile import LossPercentile
 from lightning_is.sampling.plan import Drawn, ImportancePlan
+from lightning_is.sampling.priorities import Power, RankExponential, RankPower
+from lightning_is.sampling.prioritized import OnlineBatchSelection, Prioritized
 from lightning_is.sampling.scheme import Draw, Selection
 from lightning_is.sampling.selection import (
     Multinomial,
@@ -29,10 +33,25 @@ from lightning_is.sampling.selection import (
     systematic,
     without_replacement,
 )
-from lightning_is.sampling.weights import PowerWeights, UnitWeights, Weights
+from lightning_is.sampling.selective import SoftPruned, StaleSelection
+from lightning_is.sampling.sizing import (
+    ConstantTime,
+    ConstantVariance,
+    constant_time_sizes,
+)
+from lightning_is.sampling.weights import (
+    PowerWeights,
+    UnitWeights,
+    Weights,
+    max_normalised,
+    rescaled_power,
+)
+from lightning_is.sampling.window import Window
 
 __all__ = [
     "AlwaysOpen",
+    "ConstantTime",
+    "ConstantVariance",
     "Distribution",
     "Draw",
     "Drawn",
@@ -40,23 +59,40 @@ __all__ = [
     "Evidence",
     "Gate",
     "ImportancePlan",
+    "LossPercentile",
     "Mixed",
     "Multinomial",
     "NeverOpen",
+    "OnlineBatchSelection",
+    "Pass",
+    "PassScheme",
+    "Power",
     "PowerWeights",
+    "Prioritized",
     "Proportional",
+    "RandomSubset",
+    "RankExponential",
+    "RankPower",
     "Selection",
+    "Shuffled",
+    "Sizes",
+    "SoftPruned",
+    "StaleSelection",
     "Systematic",
     "TauGate",
     "Uniform",
     "UnitWeights",
     "Warmup",
     "Weights",
+    "Window",
     "WithoutReplacement",
     "capped_inclusion",
     "check_scores",
+    "constant_time_sizes",
     "effective_batch",
+    "max_normalised",
     "multinomial",
+    "rescaled_power",
     "systematic",
     "tau",
     "without_replacement",

@@ -6,7 +6,7 @@ Costs count one forward pass of one example as 1.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, final
 
 
 class Sizes(NamedTuple):
@@ -68,9 +68,11 @@ class Gate(ABC):
     Attributes:
         interval: Steps for which one evidence is enough; more would take time that
             is to be gained.
+        chooses_size: Whether `sizes` may ask for fewer examples than it is told.
     """
 
     interval: ClassVar[int] = 1
+    chooses_size: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -107,3 +109,35 @@ def check_keys(gate: Gate, state: dict[str, float], expected: set[str]) -> None:
             f"{sorted(expected)}, got {sorted(state)}. The checkpoint was written with "
             "another gate: use that one, or start the gate afresh."
         )
+
+
+@final
+class Average:
+    """An exponential moving average from 0, uncorrected: a built-in warm-up.
+
+    Args:
+        smoothing: Share of the old average kept at each step, in ``[0, 1)``.
+
+    Raises:
+        ValueError: If ``smoothing`` is out of range.
+
+    Example:
+        >>> average = Average(smoothing=0.5)
+        >>> average.update(2.0)
+        >>> average.value
+        1.0
+    """
+
+    def __init__(self, smoothing: float) -> None:
+        if not 0 <= smoothing < 1:
+            raise ValueError(
+                f"`smoothing` must be in [0, 1), got {smoothing}. The paper uses 0.9; "
+                "0 follows every step."
+            )
+        self.smoothing = smoothing
+        self.value = 0.0
+
+    def update(self, value: float, steps: int = 1) -> None:
+        """Move towards ``value``, as often as it stands for steps."""
+        kept = self.smoothing**steps
+        self.value = kept * self.value + (1 - kept) * value

@@ -5,7 +5,7 @@ It is told of steps in both phases, and asked before each whether it is open.
 
 from typing import final
 
-from lightning_is.sampling.gate import Evidence, Gate, check_keys
+from lightning_is.sampling.gate import Average, Evidence, Gate, check_keys
 
 
 class _Stateless(Gate):
@@ -106,23 +106,6 @@ class Warmup(Gate):
         self._seen = int(state["seen"])
 
 
-class _Average:
-    """An exponential moving average from 0, uncorrected: a built-in warm-up."""
-
-    def __init__(self, smoothing: float) -> None:
-        if not 0 <= smoothing < 1:
-            raise ValueError(
-                f"`smoothing` must be in [0, 1), got {smoothing}. The paper uses 0.9; "
-                "0 follows every step."
-            )
-        self.smoothing = smoothing
-        self.value = 0.0
-
-    def update(self, value: float, steps: int = 1) -> None:
-        kept = self.smoothing**steps
-        self.value = kept * self.value + (1 - kept) * value
-
-
 @final
 class TauGate(Gate):
     r"""The paper's gate: open while the moving average of tau exceeds a threshold.
@@ -161,7 +144,7 @@ class TauGate(Gate):
                 f"{threshold!r}. The paper uses 1.5 for b = 128 of B = 640."
             )
         self.threshold = threshold
-        self._average = _Average(smoothing)
+        self._average = Average(smoothing)
         self._level = float("inf") if threshold == "auto" else float(threshold)
 
     @property
@@ -226,7 +209,7 @@ class EfficiencyGate(Gate):
                 "passes is the usual assumption."
             )
         self.backward_cost = backward_cost
-        self._average = _Average(smoothing)
+        self._average = Average(smoothing)
         self._level = float("inf")
 
     @property

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_is.sampling.numerics import precise
 from lightning_is.sampling.scheme import Draw
 
 
@@ -51,11 +52,7 @@ class PowerWeights:
     k: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.k <= 1:
-            raise ValueError(
-                f"`k` must be at most 1, got {self.k}. 1 is unbiased, 0 unweighted, "
-                "negative values stress the hardest examples."
-            )
+        _check_power(self.k)
 
     def __call__(self, draw: Draw, candidates: int) -> Float[Tensor, " b"]:
         """Return weights of shape ``(b,)``, float32."""
@@ -76,3 +73,95 @@ class UnitWeights:
     def __call__(self, draw: Draw, candidates: int) -> Float[Tensor, " b"]:
         """Return ones of shape ``(b,)``, float32."""
         return torch.ones_like(draw.expected_counts, dtype=torch.float32)
+
+
+def max_normalised(
+    probs: Float[Tensor, " N"], indices: Int[Tensor, " m"], beta: float
+) -> Float[Tensor, " m"]:
+    r"""Weight drawn examples by a power, relative to the largest weight of all.
+
+    .. math:: w_i = \frac{(1 / (N p_i))^\beta}{\max_j (1 / (N p_j))^\beta}
+              = \Bigl(\frac{\min_j p_j}{p_i}\Bigr)^\beta
+
+    The maximum is over the whole table, not over the examples drawn, so a weight does
+    not depend on who else was drawn. None exceeds 1; even at ``beta = 1`` they undo the
+    draw only up to a common factor, which shortens every step. Examples of probability
+    zero cannot be drawn and do not count for the maximum.
+
+    Args:
+        probs: Probability of every example of the table, of shape ``(N,)``.
+        indices: Positions of the drawn examples, of shape ``(m,)``.
+        beta: The power, in ``[0, 1]``; 0 does not weight.
+
+    Returns:
+        Weights of shape ``(m,)``, float32.
+
+    Raises:
+        ValueError: If ``beta`` is out of range.
+
+    References:
+        Schaul, Quan, Antonoglou & Silver, "Prioritized experience replay", ICLR 2016,
+        arXiv 1511.05952; the formula is that of a public implementation, not verified
+        against the paper's text.
+
+    Example:
+        >>> max_normalised(torch.tensor([0.2, 0.8]), torch.tensor([1, 0]), beta=1.0)
+        tensor([0.2500, 1.0000])
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(
+            f"`beta` must be in [0, 1], got {beta}. 0 does not weight, 1 undoes the "
+            "draw up to a common factor."
+        )
+    least = torch.where(probs > 0, probs, torch.inf).min()
+    return (least / probs[indices]).pow(beta).float()
+
+
+def rescaled_power(
+    probs: Float[Tensor, " b"], scores: Float[Tensor, " b"], candidates: int, k: float
+) -> Float[Tensor, " b"]:
+    r"""Weight drawn examples by a power that keeps the score-weighted total.
+
+    .. math:: \hat w_i = (N p_i)^{-k}, \qquad
+              w = \hat w \, \frac{\sum_i s_i / (N p_i)}{\sum_i s_i \hat w_i}
+
+    With the loss as the score, the weighted loss of the batch is then the unbiased one,
+    whatever the power, though its gradient is not. Where the drawn scores sum to zero,
+    there is nothing to keep and the powers are returned as they are.
+
+    Args:
+        probs: Probability of each drawn example, of shape ``(b,)``, above 0.
+        scores: Score of each drawn example, of shape ``(b,)``, at least 0.
+        candidates: Examples ``N`` that they were drawn from.
+        k: The power, at most 1; 1 is unbiased, 0 unweighted.
+
+    Returns:
+        Weights of shape ``(b,)``, float32.
+
+    Raises:
+        ValueError: If ``k`` exceeds 1, where weights would overcorrect.
+
+    References:
+        Katharopoulos & Fleuret, "Biased importance sampling for deep neural network
+        training", 2017, arXiv 1706.00043; the rescaling is that of their published
+        code, not verified against the paper's text.
+
+    Example:
+        >>> scores = torch.tensor([1.0, 3.0])
+        >>> rescaled_power(scores / 4, scores, candidates=2, k=0.0)
+        tensor([1., 1.])
+    """
+    _check_power(k)
+    unbiased = 1 / (candidates * precise(probs))
+    power = unbiased.pow(k)
+    wide = precise(scores)
+    wanted, total = unbiased @ wide, power @ wide
+    return (power * torch.where(total > 0, wanted / total, 1.0)).float()
+
+
+def _check_power(k: float) -> None:
+    if not k <= 1:
+        raise ValueError(
+            f"`k` must be at most 1, got {k}. 1 is unbiased, 0 unweighted, "
+            "negative values stress the hardest examples."
+        )

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from math import isnan
-from typing import Any, final
+from math import isfinite
+from typing import Any, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +21,25 @@ _LOSSES = frozenset(
     {
         F.binary_cross_entropy,
         F.binary_cross_entropy_with_logits,
+        F.cosine_embedding_loss,
         F.cross_entropy,
+        F.ctc_loss,
         F.gaussian_nll_loss,
         F.hinge_embedding_loss,
         F.huber_loss,
         F.kl_div,
         F.l1_loss,
+        F.margin_ranking_loss,
         F.mse_loss,
+        F.multi_margin_loss,
+        F.multilabel_margin_loss,
+        F.multilabel_soft_margin_loss,
         F.nll_loss,
         F.poisson_nll_loss,
         F.smooth_l1_loss,
         F.soft_margin_loss,
+        F.triplet_margin_loss,
+        F.triplet_margin_with_distance_loss,
     }
 )
 _TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -94,7 +102,7 @@ class LossRecorder(TorchFunctionMode):
     def __init__(self, *, stacked: bool = False) -> None:
         super().__init__()
         self._stacked = stacked
-        self._found: list[tuple[Tensor, Tensor]] = []
+        self._found: list[_Found] = []
 
     def __torch_function__(
         self,
@@ -107,11 +115,7 @@ class LossRecorder(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func in _LOSSES:
-            bound = _signature(func).bind(*args, **kwargs)
-            bound.arguments["reduction"] = "none"
-            with torch.no_grad():
-                unreduced = func(*bound.args, **bound.kwargs)
-            self._found.append((unreduced, result.detach().mean()))
+            self._found.append(_found(func, args, kwargs, result.detach().mean()))
         return result
 
     def example_losses(
@@ -130,16 +134,14 @@ class LossRecorder(TorchFunctionMode):
         if not self._found:
             raise ValueError(_explain("no call of a known loss function"))
         total = torch.zeros(())
-        for unreduced, reduced in self._found:
-            rows = unreduced.shape[0] if unreduced.ndim else 0
+        for found in self._found:
+            rows = found.unreduced.shape[0] if found.unreduced.ndim else 0
             if rows == 0 or rows % examples:
-                shape = tuple(unreduced.shape)
+                shape = tuple(found.unreduced.shape)
                 raise ValueError(_explain(f"losses of shape {shape} for {examples}"))
-            unreduced = by_example(unreduced, examples, stacked=self._stacked)
-            sums = unreduced.float().sum(1)
-            whole = sums.sum()
-            share = torch.where(whole == 0, torch.zeros_like(sums), sums / whole)
-            total = total.to(share.device) + share * reduced.float() * examples
+            terms = by_example(found.unreduced, examples, stacked=self._stacked)
+            shares = _shares(terms.float().sum(1), found.reduced.float(), found.terms)
+            total = total.to(shares.device) + shares * examples
         self._check(total, loss)
         return total
 
@@ -148,12 +150,63 @@ class LossRecorder(TorchFunctionMode):
             return
         tolerance = _TOLERANCE.get(loss.dtype, 1e-4)
         mean, expected = losses.mean().item(), loss.detach().float().item()
-        if isnan(mean) and isnan(expected):
+        if not isfinite(mean) and not isfinite(expected):
             return  # whoever draws by these will say which they are
-        if not abs(mean - expected) <= tolerance * max(abs(expected), 1e-6):
+        size = max(losses.abs().mean().item(), abs(expected), 1e-6)
+        if not abs(mean - expected) <= tolerance * size:
             raise ValueError(
                 _explain(f"a mean of {mean:.6g} and a loss of {expected:.6g}")
             )
+
+
+class _Found(NamedTuple):
+    """A loss that a step computed.
+
+    Attributes:
+        unreduced: With a row, or several, per example.
+        reduced: What the step saw, or the mean of it.
+        terms: What a sum of the unreduced losses is divided by, but for weights.
+    """
+
+    unreduced: Tensor
+    reduced: Tensor
+    terms: int
+
+
+def _found(
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    reduced: Tensor,
+) -> _Found:
+    """Compute a loss again, unreduced."""
+    bound = _signature(func).bind(*args, **kwargs)
+    reduction = bound.arguments.get("reduction", "mean")
+    for deprecated in bound.arguments.keys() & {"size_average", "reduce"}:
+        bound.arguments[deprecated] = None  # would overrule the reduction
+    bound.arguments["reduction"] = "none"
+    with torch.no_grad():
+        unreduced = func(*bound.args, **bound.kwargs)
+    if func is F.ctc_loss and reduction == "mean":
+        lengths = torch.as_tensor(bound.arguments["target_lengths"])
+        unreduced = unreduced / lengths.to(unreduced).clamp(min=1)
+    if reduction == "sum":
+        return _Found(unreduced, reduced, 1)
+    by_rows = reduction == "batchmean" and unreduced.ndim
+    return _Found(unreduced, reduced, len(unreduced) if by_rows else unreduced.numel())
+
+
+def _shares(sums: Tensor, reduced: Tensor, terms: int) -> Tensor:
+    """Divide a reduced loss among the examples.
+
+    In proportion to their own sums, as only the loss itself knows the weights it
+    divides by. Where losses of both signs cancel, their whole is no measure; those
+    losses divide by the number of terms.
+    """
+    whole, size = sums.sum(), sums.abs().sum()
+    factor = torch.where(whole.abs() > 1e-2 * size, reduced / whole, 1 / terms)
+    # Where there is nothing to share, this is 0, or NaN of a mean over nothing.
+    return sums * torch.where(size == 0, reduced, factor)
 
 
 @cache

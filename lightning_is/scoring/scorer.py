@@ -19,11 +19,13 @@ class Step:
         run: Returns the mean loss of a batch, or one loss per example.
         batch: What to score, on the device.
         module: Whose parameters are trained.
+        take: Picks the examples of a batch at some positions.
     """
 
     run: Callable[[Any], Tensor]
     batch: Any
     module: nn.Module
+    take: Callable[[Any, Tensor], Any]
 
     def __call__(self) -> Tensor:
         """Return the mean loss of the batch, or one loss per example."""

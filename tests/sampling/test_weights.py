@@ -14,7 +14,13 @@ from lightning_is.sampling.selection import (
     systematic,
     without_replacement,
 )
-from lightning_is.sampling.weights import PowerWeights, UnitWeights, Weights
+from lightning_is.sampling.weights import (
+    PowerWeights,
+    UnitWeights,
+    Weights,
+    max_normalised,
+    rescaled_power,
+)
 
 MEMBERS = [  # a new weighting joins here
     pytest.param(PowerWeights(), id="unbiased"),
@@ -160,3 +166,70 @@ def test_the_bound_of_the_uniform_share_is_reached():
 def test_a_power_above_one_is_refused(k):
     with pytest.raises(ValueError, match=rf"`k` must be at most 1, got {k}\. 1 is"):
         PowerWeights(k=k)
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"),
+    [
+        pytest.param(1.0, [2.5, 1.25, 0.8333333, 0.625], id="unbiased"),
+        pytest.param(0.5, [1.62700, 1.15047, 0.93935, 0.81350], id="root"),
+        pytest.param(0.0, [1.0, 1.0, 1.0, 1.0], id="unweighted"),
+        pytest.param(-1.0, [1 / 3, 2 / 3, 1.0, 4 / 3], id="hardest-first"),
+    ],
+)
+def test_rescaled_powers_are_those_of_the_published_code(k, expected):
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    weight = rescaled_power(scores / 10, scores, candidates=4, k=k)
+    assert weight.dtype == torch.float32
+    torch.testing.assert_close(weight, torch.tensor(expected), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("k", [1.0, 0.5, 0.0, -2.0])
+def test_rescaling_keeps_the_weighted_loss_of_the_batch(k):
+    probs, scores = torch.tensor([0.1, 0.4, 0.05]), torch.tensor([3.0, 0.0, 0.2])
+    weight = rescaled_power(probs, scores, candidates=9, k=k)
+    kept = (scores / (9 * probs)).sum()
+    torch.testing.assert_close((weight * scores).sum(), kept)
+    power = (9 * probs) ** -k
+    torch.testing.assert_close(weight / power, (weight / power)[:1].expand(3))
+
+
+def test_scores_that_are_all_zero_are_not_rescaled():
+    weight = rescaled_power(torch.tensor([0.25, 0.5]), torch.zeros(2), 4, 0.5)
+    assert weight.tolist() == pytest.approx([1.0, 0.5**0.5])
+
+
+def test_rescaling_waits_for_no_device():
+    probs = torch.ones(3, device="meta")
+    assert rescaled_power(probs, probs, 4, 0.5).shape == (3,)
+    chosen = torch.zeros(2, dtype=torch.long, device="meta")
+    assert max_normalised(probs, chosen, 0.5).shape == (2,)
+
+
+@pytest.mark.parametrize("k", [1.01, float("nan")])
+def test_a_rescaled_power_above_one_is_refused(k):
+    with pytest.raises(ValueError, match=rf"`k` must be at most 1, got {k}\. 1 is"):
+        rescaled_power(torch.ones(1), torch.ones(1), 1, k)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+def test_the_largest_weight_of_the_table_is_one_whoever_was_drawn(beta):
+    probs = torch.tensor([0.5, 0.1, 0.4], dtype=torch.float64)
+    indices = torch.tensor([2, 0, 2])  # not the rarest
+    weight = max_normalised(probs, indices, beta)
+    all_weights = (1 / (3 * probs)) ** beta
+    expected = (all_weights[indices] / all_weights.max()).float()
+    assert weight.dtype == torch.float32
+    torch.testing.assert_close(weight, expected)
+
+
+def test_who_cannot_be_drawn_does_not_shrink_the_weights_of_the_others():
+    weight = max_normalised(torch.tensor([0.0, 0.25, 0.75]), torch.tensor([1, 2]), 1.0)
+    assert weight.tolist() == pytest.approx([1, 1 / 3])
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan")])
+def test_a_beta_outside_zero_to_one_is_refused(beta):
+    rule = rf"`beta` must be in \[0, 1\], got {beta}\. 0 does not weight"
+    with pytest.raises(ValueError, match=rule):
+        max_normalised(torch.ones(1), torch.tensor([0]), beta)

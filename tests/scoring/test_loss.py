@@ -29,11 +29,16 @@ class Case:
     example: Callable[[int], Tensor]
 
 
+def one(inputs: tuple[Tensor, ...], i: int) -> list[Tensor]:
+    """A batch of one example; log_probs of ctc_loss have the time first."""
+    return [x[i : i + 1] if len(x) == N else x[:, i : i + 1] for x in inputs]
+
+
 def of(function: Callable[..., Tensor], *inputs: Tensor, **options: object) -> Case:
     """A loss whose value for one example is that for a batch of one."""
     return Case(
         batch=lambda: function(*inputs, **options),
-        example=lambda i: function(*(x[i : i + 1] for x in inputs), **options),
+        example=lambda i: function(*one(inputs, i), **options),
     )
 
 
@@ -111,6 +116,28 @@ def two_losses() -> Case:
     )
 
 
+def transcripts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of different lengths, and one of none at all."""
+    log_probs = logits(9, N, 5).log_softmax(2)
+    heard, said = torch.tensor([9, 9, 8, 9, 7, 9]), torch.tensor([1, 2, 3, 4, 0, 3])
+    return log_probs, torch.randint(1, 5, (N, 4)), heard, said
+
+
+def weighted_squares() -> Case:
+    """The mean is over the weights of the elements."""
+    z, t, weight = logits(N, K), logits(N, K), torch.rand(N, K)
+    each = ((z - t).square() * weight).sum(1) / weight.sum() * N
+    return Case(
+        batch=lambda: F.mse_loss(z, t, weight=weight), example=lambda i: each[i]
+    )
+
+
+def of_both_signs() -> Case:
+    """Losses that cancel but for their last digits."""
+    z, var = torch.zeros(N), torch.tensor([4.0, 0.25] * (N // 2))
+    return of(F.gaussian_nll_loss, z, z, var)
+
+
 def signs() -> Tensor:
     return torch.randint(2, (N, K)) * 2.0 - 1
 
@@ -118,32 +145,55 @@ def signs() -> Tensor:
 FUNCTIONS = {
     F.binary_cross_entropy: lambda: (logits(N, K).sigmoid(), torch.rand(N, K)),
     F.binary_cross_entropy_with_logits: lambda: (logits(N, K), torch.rand(N, K)),
+    F.cosine_embedding_loss: lambda: (logits(N, K), logits(N, K), signs()[:, 0]),
     F.cross_entropy: lambda: (logits(N, K), labels(N)),
+    F.ctc_loss: lambda: transcripts(),
     F.gaussian_nll_loss: lambda: (logits(N, K), logits(N, K), torch.rand(N, K) + 2),
     F.hinge_embedding_loss: lambda: (logits(N, K), signs()),
     F.huber_loss: lambda: (logits(N, K), logits(N, K)),
     F.kl_div: lambda: (logits(N, K).log_softmax(1), logits(N, K).softmax(1)),
     F.l1_loss: lambda: (logits(N, K), logits(N, K)),
+    F.margin_ranking_loss: lambda: (logits(N, K), logits(N, K), signs()),
     F.mse_loss: lambda: (logits(N, K), logits(N, K)),
+    F.multi_margin_loss: lambda: (logits(N, K), labels(N)),
+    F.multilabel_margin_loss: lambda: (
+        logits(N, K),
+        torch.tensor([[0, -1, 0, 0], [1, 2, -1, 0]] * (N // 2)),
+    ),
+    F.multilabel_soft_margin_loss: lambda: (logits(N, K), (signs() + 1) / 2),
     F.nll_loss: lambda: (logits(N, K).log_softmax(1), labels(N)),
     F.poisson_nll_loss: lambda: (logits(N, K), torch.rand(N, K)),
     F.smooth_l1_loss: lambda: (logits(N, K), logits(N, K)),
     F.soft_margin_loss: lambda: (logits(N, K), signs()),
+    F.triplet_margin_loss: lambda: (logits(N, K), logits(N, K), logits(N, K)),
+    F.triplet_margin_with_distance_loss: lambda: (
+        logits(N, K),
+        logits(N, K),
+        logits(N, K),
+    ),
 }
 MODULES = {
     nn.BCELoss: F.binary_cross_entropy,
     nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
+    nn.CosineEmbeddingLoss: F.cosine_embedding_loss,
     nn.CrossEntropyLoss: F.cross_entropy,
+    nn.CTCLoss: F.ctc_loss,
     nn.GaussianNLLLoss: F.gaussian_nll_loss,
     nn.HingeEmbeddingLoss: F.hinge_embedding_loss,
     nn.HuberLoss: F.huber_loss,
     nn.KLDivLoss: F.kl_div,
     nn.L1Loss: F.l1_loss,
+    nn.MarginRankingLoss: F.margin_ranking_loss,
     nn.MSELoss: F.mse_loss,
+    nn.MultiLabelMarginLoss: F.multilabel_margin_loss,
+    nn.MultiLabelSoftMarginLoss: F.multilabel_soft_margin_loss,
+    nn.MultiMarginLoss: F.multi_margin_loss,
     nn.NLLLoss: F.nll_loss,
     nn.PoissonNLLLoss: F.poisson_nll_loss,
     nn.SmoothL1Loss: F.smooth_l1_loss,
     nn.SoftMarginLoss: F.soft_margin_loss,
+    nn.TripletMarginLoss: F.triplet_margin_loss,
+    nn.TripletMarginWithDistanceLoss: F.triplet_margin_with_distance_loss,
 }
 SPECIAL = {
     "class-weighted cross_entropy": lambda: class_weighted(
@@ -172,6 +222,27 @@ SPECIAL = {
     "element weights": lambda: of(
         F.binary_cross_entropy, logits(N, K).sigmoid(), torch.rand(N, K), logits(N, K)
     ),
+    "element weights of logits": lambda: of(
+        F.binary_cross_entropy_with_logits,
+        logits(N, K),
+        torch.rand(N, K),
+        torch.rand(N, K),
+    ),
+    "weighted squares": weighted_squares,
+    "losses of both signs": of_both_signs,
+    "kl_div of logarithms": lambda: of(
+        F.kl_div,
+        logits(N, K).log_softmax(1),
+        logits(N, K).log_softmax(1),
+        log_target=True,
+    ),
+    "kl_div by batch, of logarithms, over sequences": lambda: of(
+        F.kl_div,
+        logits(N, K, T).log_softmax(1),
+        logits(N, K, T).log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    ),
     "kl_div by batch": lambda: of(
         F.kl_div,
         logits(N, K).log_softmax(1),
@@ -180,6 +251,48 @@ SPECIAL = {
     ),
     "one logit per example": lambda: of(
         F.binary_cross_entropy_with_logits, logits(N), torch.rand(N)
+    ),
+    "smooth_l1 with its parameter": lambda: of(
+        F.smooth_l1_loss, logits(N, K), logits(N, K), beta=0.5
+    ),
+    "huber with its parameter": lambda: of(
+        F.huber_loss, logits(N, K), logits(N, K), delta=0.5
+    ),
+    "a class-weighted margin": lambda: of(
+        F.multi_margin_loss,
+        logits(N, K),
+        labels(N),
+        p=2,
+        weight=torch.tensor([0.5, 1.0, 2.0, 5.0]),
+    ),
+    "class-weighted soft margins": lambda: of(
+        F.multilabel_soft_margin_loss,
+        logits(N, K),
+        (signs() + 1) / 2,
+        weight=torch.tensor([0.5, 1.0, 2.0, 5.0]),
+    ),
+    "triplets with swaps": lambda: of(
+        F.triplet_margin_loss, logits(N, K), logits(N, K), logits(N, K), swap=True
+    ),
+    "Poisson rates in full": lambda: of(
+        F.poisson_nll_loss,
+        torch.rand(N, K),
+        3 * torch.rand(N, K),
+        log_input=False,
+        full=True,
+    ),
+    "transcripts too long to say": lambda: of(
+        F.ctc_loss,
+        *transcripts()[:2],
+        torch.tensor([9, 9, 8, 3, 7, 9]),
+        torch.tensor([1, 2, 3, 4, 0, 3]),
+        zero_infinity=True,
+    ),
+    "nll_loss of images": lambda: of(
+        F.nll_loss, logits(N, K, 2, 3).log_softmax(1), labels(N, 2, 3)
+    ),
+    "soft targets of sequences": lambda: of(
+        F.cross_entropy, logits(N, K, T), logits(N, K, T).softmax(1)
     ),
     "images": lambda: of(F.cross_entropy, logits(N, K, 2, 3), labels(N, 2, 3)),
     "sequences": lambda: of(F.cross_entropy, logits(N, K, T), labels(N, T)),
@@ -233,9 +346,7 @@ def test_a_sum_counts_each_example_n_times(function: Callable[..., Tensor]):
     """So that the mean of the example losses is the loss, whatever it is."""
     inputs = FUNCTIONS[function]()
     losses = record(lambda: function(*inputs, reduction="sum"))
-    expected = [
-        N * function(*(x[i : i + 1] for x in inputs), reduction="sum") for i in range(N)
-    ]
+    expected = [N * function(*one(inputs, i), reduction="sum") for i in range(N)]
     torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
@@ -288,6 +399,67 @@ def test_the_step_sees_its_loss_and_gradient_unchanged(
     assert torch.equal(seen, plain)
     expected = torch.autograd.grad(plain.sum(), first)
     assert torch.equal(torch.autograd.grad(seen.sum(), first)[0], expected[0])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_lengths_of_transcripts_may_be_plain_numbers(reduction: str):
+    """As cuDNN's implementation asks for."""
+    log_probs, said, *lengths = transcripts()
+    expected = record(
+        lambda: F.ctc_loss(log_probs, said, *lengths, reduction=reduction)
+    )
+    plain = [tuple(x.tolist()) for x in lengths]
+    losses = record(lambda: F.ctc_loss(log_probs, said, *plain, reduction=reduction))
+    assert torch.equal(losses, expected)
+
+
+@pytest.mark.parametrize(
+    ("deprecated", "factor"),
+    [({"size_average": False}, N * K), ({"reduce": True}, 1), ({"reduce": False}, 1)],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:size_average and reduce:UserWarning")
+def test_deprecated_names_of_reductions_are_understood(deprecated, factor: int):
+    z, t = logits(N, K), logits(N, K)
+    losses = record(lambda: F.mse_loss(z, t, **deprecated).mean())
+    torch.testing.assert_close(losses, factor * (z - t).square().mean(1))
+
+
+def test_losses_that_cancel_are_compared_within_their_own_size():
+    z, var = torch.zeros(N), torch.tensor([4.0, 0.25 + 1e-7] * (N // 2))
+    losses = record(lambda: F.gaussian_nll_loss(z, z, var))
+    torch.testing.assert_close(losses, 0.5 * var.log())
+
+
+def test_sums_that_cancel_count_each_example_n_times():
+    z, var = torch.zeros(N), torch.tensor([4.0, 0.25] * (N // 2))
+    losses = record(lambda: F.gaussian_nll_loss(z, z, var, reduction="sum"))
+    torch.testing.assert_close(losses, N * 0.5 * var.log())
+
+
+def test_means_by_batch_that_cancel_are_sums_of_rows():
+    z = torch.tensor([1.0, -1.0] * (N // 2))[:, None].expand(N, K)
+    losses = record(lambda: F.kl_div(z, 0 * z, reduction="batchmean", log_target=True))
+    torch.testing.assert_close(losses, -z.sum(1))
+
+
+def test_only_the_loss_that_is_not_a_number_is_so():
+    z = torch.ones(N)
+    z[2] = torch.nan
+    losses = record(lambda: F.mse_loss(z, torch.zeros(N)))
+    assert losses.isnan().tolist() == [i == 2 for i in range(N)]
+
+
+def test_an_infinite_loss_is_left_to_whoever_draws_by_it():
+    z = torch.ones(N)
+    z[2] = torch.inf
+    losses = record(lambda: F.mse_loss(z, torch.zeros(N)))
+    assert losses.tolist() == [1, 1, torch.inf, 1, 1, 1]
+
+
+def test_a_mean_over_nothing_is_no_number():
+    losses = record(lambda: F.cross_entropy(logits(N, K), torch.full((N,), -100)))
+    assert losses.isnan().all()
 
 
 def test_losses_that_are_all_zero_are_zero():

@@ -10,6 +10,7 @@ from lightning_is.experiments.data.tensors import (
     Standardise,
     TensorDataModule,
     TensorSet,
+    labels_of,
     whole_batch,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "TensorDataModule",
     "TensorSet",
     "crop_flip",
+    "labels_of",
     "whole_batch",
 ]

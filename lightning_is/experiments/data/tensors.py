@@ -77,6 +77,11 @@ class TensorSet(Dataset[Batch]):
         return (x if self.transform is None else self.transform(x)), self.y[rows]
 
 
+def labels_of(data: TensorSet) -> Int64[Tensor, " N"]:
+    """Return the class labels of a set, for who must know them before loading."""
+    return data.y
+
+
 def whole_batch(batch: Batch) -> Batch:
     """Collate nothing: the data set returned a batch already."""
     return batch

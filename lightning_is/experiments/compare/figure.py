@@ -1,0 +1,117 @@
+"""The figure of a comparison: training loss and test error against time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from lightning_is.experiments.compare.run import Result
+from lightning_is.experiments.compare.table import BASELINE
+
+if TYPE_CHECKING:  # half a second to import, and needed only once the runs are over
+    from matplotlib.axes import Axes
+
+# Paul Tol's muted colours, told apart by anyone; black is the baseline's.
+COLOURS = (
+    *("#CC6677", "#332288", "#117733", "#DDAA33"),
+    *("#44AA99", "#882255", "#88CCEE", "#999933", "#AA4499"),
+)
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+GRID = 200  # times at which seeds are averaged
+
+
+def draw(
+    results: Sequence[Result], order: Sequence[str], title: str, path: Path
+) -> None:
+    """Draw mean and range over seeds of every method.
+
+    Args:
+        results: Of all methods and seeds, at least one.
+        order: Of the methods in the legend; those without results are left out.
+        title: Says what was compared.
+        path: Where the picture goes; its suffix chooses the format.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)  # a file, whatever display the machine has or lacks
+    loss, error = figure.subplots(1, 2, sharex=True)
+    by_method = {name: [run for run in results if run.method == name] for name in order}
+    shown = [name for name, runs in by_method.items() if runs]
+    for name in shown:
+        for axis, field in ((loss, "train_loss"), (error, "test_error")):
+            _draw_method(axis, by_method[name], field, style(name, shown))
+    loss.set_ylabel("training loss [nats]")
+    error.set_ylabel("test error [%]")
+    loss.set_xlim(0, max(run.end.seconds for run in results))
+    for axis in (loss, error):
+        _dress(axis)
+    handles, labels = loss.get_legend_handles_labels()
+    figure.legend(
+        *(handles, labels),
+        loc="outside right upper",
+        frameon=False,
+        handlelength=3.5,
+        title="lowest loss first",
+    )
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+
+
+def style(name: str, methods: Sequence[str]) -> dict[str, Any]:
+    """Colour and dashes of a method among others, whatever their order.
+
+    Example:
+        >>> style("uniform", ["trim", "uniform"])["color"]
+        'black'
+    """
+    if name == BASELINE:
+        return {"color": "black", "linewidth": 2.6, "linestyle": "-"}
+    names = sorted(set(methods) - {BASELINE})
+    row, column = divmod(names.index(name), len(COLOURS))
+    dashes = DASHES[row % len(DASHES)]
+    return {"color": COLOURS[column], "linewidth": 1.7, "linestyle": dashes}
+
+
+def on_grid(
+    runs: Sequence[Result], field: str, times: Float64[np.ndarray, " T"]
+) -> Float64[np.ndarray, "S T"]:
+    """One quantity of every run at the same times, interpolated."""
+    curves = [
+        ([p.seconds for p in run.points], [vars(p)[field] for p in run.points])
+        for run in runs
+    ]
+    return np.stack([np.interp(times, *curve) for curve in curves])
+
+
+def _draw_method(
+    axis: "Axes", runs: Sequence[Result], field: str, look: dict[str, Any]
+) -> None:
+    # Up to where every seed has something to say.
+    last = min(run.end.seconds for run in runs)
+    times = np.linspace(0.0, last, GRID)
+    values = on_grid(runs, field, times) * (100 if field == "test_error" else 1)
+    axis.plot(times, values.mean(0), label=runs[0].method, **look)
+    if len(runs) > 1:
+        low, high = values.min(0), values.max(0)
+        axis.fill_between(
+            times, low, high, color=look["color"], alpha=0.12, linewidth=0
+        )
+
+
+def _dress(axis: "Axes") -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axis.set_yscale("log")
+    # A range of less than a decade has but one power of ten to go by.
+    low, high = axis.get_ylim()
+    if high < 300 * low:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
+    axis.set_xlabel("time spent [s]")
+    axis.grid(visible=True, alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,111 @@
+"""The queue: accepted examples wait here until they fill a batch."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_is.data.batch import batch_size, join, leaves, take, with_leaves
+from lightning_is.drawing import Drawer
+from lightning_is.sampling.percentile import LossPercentile
+from lightning_is.scoring.tap import HeadTap
+from lightning_is.step import Step
+
+
+@final
+class Queue:
+    """Fills batches with examples accepted one by one, as Selective-Backprop does.
+
+    Every step trains on a full batch: one batch after the other is loaded and scored
+    until enough were accepted, and those left over begin the next. How many were
+    accepted must be known on the host, so here the device is waited for.
+
+    Args:
+        drawer: Scores.
+        acceptance: Accepts.
+        more: Loads and moves one more batch.
+
+    Attributes:
+        scored: Examples scored for the batch last filled.
+    """
+
+    def __init__(
+        self, drawer: Drawer, acceptance: LossPercentile, more: Callable[[], Any]
+    ) -> None:
+        self._drawer, self._acceptance, self._more = drawer, acceptance, more
+        self._waiting: list[list[Any]] = []  # leaves of accepted examples
+        self.scored = 0
+
+    def fill(self, step: Step, tap: HeadTap, batch: Any, wanted: int) -> Any:
+        """Return a batch of ``wanted`` accepted examples, this batch scored first.
+
+        Args:
+            step: Takes in scores and loss of everything that was scored.
+            tap: On the head.
+            batch: On the device.
+            wanted: Examples to train on.
+
+        Raises:
+            ValueError: If examples of different batches differ in shape.
+        """
+        losses: list[Tensor] = []
+        while True:
+            size = batch_size(batch)
+            scored = self._drawer.score(tap, batch, size, update_statistics=True)
+            if scored is None:
+                return batch
+            losses.append(scored.scores)
+            self._accept(batch, scored.scores)
+            if self._count() >= wanted:
+                break
+            batch = self._more()
+        step.scores = torch.cat(losses)
+        step.loss = step.scores.mean()
+        step.is_sampled, step.examples, step.index = True, wanted, None
+        self.scored = len(step.scores)
+        return with_leaves(batch, self._take(wanted))
+
+    def _accept(self, batch: Any, losses: Tensor) -> None:
+        accepted = self._acceptance.accept(losses, self._drawer.generator())
+        places = accepted.nonzero()[:, 0]
+        if len(places):
+            self._waiting.append(leaves(take(batch, places)))
+
+    def _count(self) -> int:
+        return sum(len(part[0]) for part in self._waiting)
+
+    def _take(self, wanted: int) -> list[Any]:
+        whole = join([_on_device_of(self._waiting[-1], part) for part in self._waiting])
+        rest = [rows[wanted:] for rows in whole]
+        self._waiting = [rest] if len(rest[0]) else []
+        return [rows[:wanted] for rows in whole]
+
+    def state_dict(self) -> list[Any]:
+        """Return the waiting examples: their tensors, and lists of plain values."""
+        if not self._waiting:
+            return []
+        return [_plain(rows) for rows in join(self._waiting)]
+
+    def load_state_dict(self, state: list[Any]) -> None:
+        """Continue with the examples that waited when a checkpoint was written."""
+        self._waiting = [state] if state else []
+
+
+def _on_device_of(like: list[Any], rows: list[Any]) -> list[Any]:
+    """Bring what a checkpoint held on the host to where the batches are, and back."""
+    return [
+        np.asarray(b)
+        if isinstance(a, np.ndarray)
+        else b.to(a.device)
+        if isinstance(a, Tensor)
+        else b
+        for a, b in zip(like, rows, strict=True)
+    ]
+
+
+def _plain(rows: Any) -> Any:
+    if isinstance(rows, np.ndarray):
+        return torch.from_numpy(rows.copy())
+    return rows.cpu() if isinstance(rows, Tensor) else list(rows)

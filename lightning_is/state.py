@@ -1,0 +1,79 @@
+"""What survives a checkpoint: every part that learns from the run, and two integers."""
+
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from lightning_is.data.source import IndexSource
+from lightning_is.sampling.gate import Gate
+from lightning_is.sampling.percentile import LossPercentile
+from lightning_is.settings import Progress
+
+_VERSION = 2  # 1 had no source and no acceptance
+
+
+@final
+@dataclass
+class State:
+    """The parts of the callback that change during a run.
+
+    Attributes:
+        gate: Decides when to sample.
+        draws: Seed and number of draws.
+        source: Chooses what to load, if there is one.
+        acceptance: Accepts examples one by one, if there is one.
+        under_way: Batches that were drawn and not yet trained on, for the next feed.
+        queued: Leaves of examples that were accepted and not yet trained on, for the
+            next queue.
+    """
+
+    gate: Gate
+    draws: Progress
+    source: IndexSource | None = None
+    acceptance: LossPercentile | None = None
+    under_way: list[Any] = field(default_factory=list)
+    queued: list[Any] = field(default_factory=list)
+
+    def save(self) -> dict[str, Any]:
+        """Return all of it in tensors and plain types."""
+        state: dict[str, Any] = {
+            "version": _VERSION,
+            "seed": self.draws.seed,
+            "draws": self.draws.draws,
+            "gate": self.gate.state_dict(),
+        }
+        if self.source is not None:
+            state["source"] = self.source.state_dict()
+            state["under_way"] = self.under_way
+        if self.acceptance is not None:
+            state["acceptance"] = self.acceptance.state_dict()
+            state["queued"] = self.queued
+        return state
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from what `save` returned.
+
+        Raises:
+            ValueError: If it comes from a newer version or from other parts.
+        """
+        if state["version"] > _VERSION:
+            raise ValueError(
+                f"A checkpoint must be of version {_VERSION} or older, got "
+                f"{state['version']}. Upgrade lightning_is."
+            )
+        for name in ("source", "acceptance"):
+            ours = getattr(self, name) is not None
+            if (name in state) != ours:
+                raise ValueError(
+                    f"A checkpoint must be resumed with the same parts, got one with"
+                    f"{'out' if ours else ''} a `{name}` for a callback with"
+                    f"{'' if ours else 'out'} one. Pass the same arguments as before, "
+                    "or start afresh."
+                )
+        self.gate.load_state_dict(state["gate"])
+        self.draws.seed, self.draws.draws = state["seed"], state["draws"]
+        if self.source is not None:
+            self.source.load_state_dict(state["source"])
+            self.under_way = list(state["under_way"])
+        if self.acceptance is not None:
+            self.acceptance.load_state_dict(state["acceptance"])
+            self.queued = list(state["queued"])

@@ -1,0 +1,393 @@
+"""Every method gets the same time, and the table says what it made of it."""
+
+import csv
+import itertools
+import json
+import os
+import subprocess
+import sys
+from math import nan
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from lightning import LightningModule
+from PIL import Image
+from torch import nn
+
+from lightning_is import ImportanceSamplingCallback
+from lightning_is.experiments.compare import compare, stopwatch
+from lightning_is.experiments.compare.budget import Budget, Point
+from lightning_is.experiments.compare.figure import draw, on_grid, style
+from lightning_is.experiments.compare.jobs import plan
+from lightning_is.experiments.compare.referee import Measured, Referee, stored
+from lightning_is.experiments.compare.run import Job, Result, attach, read, write
+from lightning_is.experiments.compare.stopwatch import Stopwatch, parse_seconds
+from lightning_is.experiments.compare.table import (
+    print_rows,
+    summarise,
+    write_markdown,
+    write_runs,
+)
+from lightning_is.experiments.data import Digits
+
+ROOT = Path(__file__).parents[2]
+TINY = ["data=digits", "model=mlp", "budget=0.3", "points=4"]
+TWO = [*TINY, "methods=[uniform,trim]"]
+
+
+def configured(folder, *overrides):
+    return [*overrides, f"out={folder}", "title=a title"]
+
+
+def compared(folder, *overrides):
+    overrides = configured(folder, *overrides)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compare(compose("compare", overrides), overrides)
+
+
+def planned(folder, *overrides):
+    overrides = configured(folder, *overrides)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return plan(compose("compare", overrides), overrides)
+
+
+# The budget
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30), ("2m", 120), ("1.5h", 5400), (" 7 ", 7), (12, 12), (0.5, 0.5)],
+)
+def test_a_budget_is_read_with_and_without_its_unit(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "", "-3s", "0", 0, "3 days", "inf", "1m30s"])
+def test_what_is_no_length_of_time_is_refused_with_the_cure(text):
+    with pytest.raises(ValueError, match=r"positive length of time.*Write 30s, 2m"):
+        parse_seconds(text)
+
+
+class FakeTime:
+    """A clock that stands still unless told to go on."""
+
+    def __init__(self, monkeypatch):
+        self.now = 50.0
+        monkeypatch.setattr(stopwatch, "perf_counter", lambda: self.now)
+
+
+def test_a_stopped_watch_does_not_count(monkeypatch):
+    time = FakeTime(monkeypatch)
+    watch = Stopwatch("wall")
+    watch.start()
+    time.now += 2
+    watch.stop()
+    time.now += 100
+    assert watch.seconds == 2
+    watch.start()
+    time.now += 3
+    assert watch.seconds == 5
+
+
+class SlowReferee(Referee):
+    """Takes its time, and remembers what it was asked."""
+
+    def __init__(self, time):
+        self.time, self.thorough = time, []
+
+    def measure(self, module, *, thorough=False):
+        self.time.now += 1000
+        self.thorough.append(thorough)
+        return Measured(1.0, 1.0, 0.5)
+
+
+def trained(kit, monkeypatch, seconds, points, **settings):
+    time, rates = FakeTime(monkeypatch), []
+
+    class Timed(kit.Classifier):
+        def training_step(self, batch, batch_idx):
+            time.now += 1
+            rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+            return super().training_step(batch, batch_idx)
+
+    budget = Budget(seconds, Stopwatch("wall"), SlowReferee(time), points)
+    settings = {"max_epochs": -1, "limit_val_batches": 0} | settings
+    trainer = kit.trainer(budget, **settings)
+    trainer.fit(Timed(kit.mlp(), lr=0.4), kit.loader())
+    return budget, rates, trainer
+
+
+def test_the_rate_falls_to_zero_with_the_budget_and_the_run_ends(kit, monkeypatch):
+    _, rates, trainer = trained(kit, monkeypatch, 10.0, 5)
+    assert rates == pytest.approx([0.4 * (1 - k / 10) for k in range(10)])
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0
+    assert trainer.global_step == 10
+
+
+def test_measurements_are_evenly_spaced_and_free(kit, monkeypatch):
+    budget, _, _ = trained(kit, monkeypatch, 10.0, 4)
+    assert [p.seconds for p in budget.points] == [0, 3, 5, 8, 10]
+    assert [p.steps for p in budget.points] == [0, 3, 5, 8, 10]
+    assert budget._referee.thorough == [False] * 4 + [True]
+    assert budget.watch.seconds == 10
+
+
+def test_steps_longer_than_the_spacing_are_measured_once_each(kit, monkeypatch):
+    budget, _, _ = trained(kit, monkeypatch, 3.0, 20)
+    assert [p.seconds for p in budget.points] == [0, 1, 2, 3]
+    assert budget.share() == 1
+
+
+def test_a_run_that_ends_early_is_measured_at_its_end(kit, monkeypatch):
+    budget, _, _ = trained(kit, monkeypatch, 100.0, 2, max_steps=5)
+    assert [p.steps for p in budget.points] == [0, 5]
+
+
+def test_annealed_methods_go_by_the_budget_which_comes_last(kit, monkeypatch):
+    budget = Budget(2.0, Stopwatch("wall"), SlowReferee(FakeTime(monkeypatch)))
+    sampling = ImportanceSamplingCallback(3)
+    trainer = kit.trainer(sampling)
+    attach(budget, trainer)
+    assert sampling.progress == budget.share
+    assert trainer.callbacks[-1] is budget
+
+
+# The referee
+
+
+class Net(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.norm = nn.BatchNorm1d(64)
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.last(self.drop(self.norm(x.flatten(1))))
+
+
+def test_measuring_leaves_modes_random_states_and_statistics_alone():
+    net, referee = Net(), Referee(Digits(64))
+    net.norm.eval()
+    before = torch.get_rng_state(), [p.training for p in net.modules()]
+    statistics = net.norm.running_mean.clone()
+    first = referee.measure(net)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert [part.training for part in net.modules()] == before[1]
+    assert torch.equal(net.norm.running_mean, statistics)
+    assert all(p.grad is None for p in net.parameters())
+    assert referee.measure(net) == first
+
+
+def test_the_referee_reports_plain_means_over_all_examples():
+    net, data = Net().eval().requires_grad_(False), Digits(64)
+    found = Referee(data).measure(net, thorough=True)
+    for loader, loss in (
+        (data.ordered_train_dataloader(), found.train_loss),
+        (data.test_dataloader()[0], found.test_loss),
+    ):
+        x, y = loader.dataset.__getitems__(range(len(loader.dataset)))
+        assert loss == pytest.approx(float(nn.functional.cross_entropy(net(x), y)))
+    assert found.test_error == pytest.approx(float((net(x).argmax(1) != y).sum()) / 300)
+
+
+def test_a_glance_takes_the_same_part_of_the_training_set_every_time(monkeypatch):
+    module = "lightning_is.experiments.compare.referee.GLANCE"
+    monkeypatch.setattr(module, 100)
+    net, data = Net(), Digits(64)
+    glances = [Referee(data).measure(net).train_loss for _ in range(2)]
+    assert glances[0] == glances[1]
+    thorough = Referee(data).measure(net, thorough=True).train_loss
+    assert glances[0] != thorough
+    assert glances[0] == pytest.approx(thorough, rel=0.2)
+
+
+def test_examples_outside_of_memory_are_refused(kit):
+    with pytest.raises(TypeError, match=r"TensorSet, got\s+TensorDataset"):
+        stored(kit.loader())
+
+
+# What is run
+
+
+def test_every_method_file_is_compared_unless_some_are_chosen(tmp_path):
+    files = {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
+    jobs = planned(tmp_path, *TINY, "seeds=[0,4]")
+    assert {job.method for job in jobs} == files
+    assert [job.seed for job in jobs] == [0] * len(files) + [4] * len(files)
+    chosen = planned(tmp_path, *TINY, "methods=[trim]", "seeds=[3]")
+    assert [(job.method, job.seed) for job in chosen] == [("trim", 3)]
+
+
+def test_overrides_reach_every_run(tmp_path):
+    own = ["optimizer.lr=0.3", "data.batch_size=64", "budget=2m", "clock=wall"]
+    for job in planned(tmp_path, *TWO, *own):
+        told = job.settings
+        assert told["classifier"]["optimizer"]["lr"] == 0.3
+        assert told["data"]["batch_size"] == 64
+        assert told["classifier"]["scheduler"] is None
+        assert told["trainer"]["accelerator"] == "cpu"
+        assert told["trainer"]["max_epochs"] == -1
+        assert (told["budget"], told["clock"], told["seed"]) == (120, "wall", job.seed)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method=trim", r"`method` is what is compared.*methods=\[trim\]"),
+        ("seed=1", r"`seed` is what is compared.*seeds="),
+        ("methods=[trimm]", r"got \['trimm'\]\. Choose among .*uniform"),
+        ("seeds=[1,1]", "must be different numbers"),
+        ("scheduler=linear", "fall with the budget alone"),
+        ("points=0", "`points` must be at least 1, got 0"),
+        ("jobs=0", "`jobs` must be at least 1, got 0"),
+        ("clock=sun", "must be auto, cpu or wall, got 'sun'"),
+        ("loader=workers", "2 loader workers"),
+    ],
+)
+def test_what_contradicts_a_comparison_is_refused(override, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        planned(tmp_path, "data=digits", override)
+
+
+def test_the_clock_suits_the_accelerator(tmp_path):
+    def clock(*overrides):
+        return planned(tmp_path, *TWO, *overrides)[0].settings["clock"]
+
+    assert clock() == "cpu"
+    assert clock("trainer=gpu") == "wall"
+    with pytest.raises(ValueError, match="must see all the work"):
+        clock("trainer=gpu", "clock=cpu")
+
+
+def test_a_comparison_leaves_everything_behind_and_is_resumed(tmp_path, capsys):
+    assert compared(tmp_path, *TWO, "seeds=[0,1]") == 0
+    shown = capsys.readouterr().out
+    assert "a title: 0.3 s of CPU time of one thread" in shown
+    runs = sorted(tmp_path.glob("*/seed*.json"))
+    assert len(runs) == 4
+    told = {path: json.loads(path.read_text()) for path in runs}
+    for run in told.values():
+        first, last = run["points"][0], run["points"][-1]
+        assert 0.3 <= last["seconds"] < 0.6
+        assert last["train_loss"] < first["train_loss"]
+        assert last["steps"] > 0
+    for seed in (0, 1):  # the same start for every method
+        starts = {run["points"][0]["train_loss"] for run in told.values()
+                  if run["seed"] == seed}  # fmt: skip
+        assert len(starts) == 1
+    assert "| uniform |" in (tmp_path / "table.md").read_text()
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 5
+    with Image.open(tmp_path / "compare.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
+
+    before = {path: path.stat().st_mtime_ns for path in runs}
+    assert compared(tmp_path, *TWO, "seeds=[0,1]") == 0
+    assert {path: path.stat().st_mtime_ns for path in runs} == before
+    with pytest.raises(ValueError, match=r"made with other\s+budget\. Choose another"):
+        compared(tmp_path, *TWO, "seeds=[0,1]", "budget=0.4")
+
+
+def test_a_method_that_fails_costs_the_others_nothing(tmp_path, capsys):
+    # More to draw than there is to draw from: trim refuses, uniform does not care.
+    status = compared(tmp_path, *TWO, "seeds=[0]", "++method.batch_size=500")
+    assert status == 1
+    assert (tmp_path / "uniform" / "seed0.json").is_file()
+    assert "Traceback" in (tmp_path / "trim" / "seed0.error.txt").read_text()
+    assert "trim failed: " in capsys.readouterr().out
+    assert "trim failed: " in (tmp_path / "table.md").read_text()
+
+
+def test_the_program_makes_runs_in_processes_of_their_own(tmp_path):
+    arguments = [*TINY, "methods=[trim]", "seeds=[0]", "jobs=2", "out=here"]
+    done = subprocess.run(  # noqa: S603 - our own program and arguments
+        [sys.executable, ROOT / "scripts" / "compare.py", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert "mlp on digits" in done.stdout
+    assert (tmp_path / "here" / "trim" / "seed0.json").is_file()
+
+
+# Table and figure
+
+
+def result(method, seed, loss, error=0.25, open_share=nan):
+    points = [Point(2.3, 2.3, 0.9, 0.0, 0), Point(loss, loss, error, 8.0, 100)]
+    return Result(method, seed, open_share, points)
+
+
+RESULTS = [
+    *(result("uniform", 0, 0.2), result("uniform", 1, 0.4)),
+    *(result("better", 0, 0.1, 0.125, 0.5), result("better", 1, 0.1, 0.125, 0.5)),
+    *(result("lost", 0, nan, 0.9), result("lost", 1, 0.5)),
+]
+
+
+def test_rows_are_sorted_by_loss_and_compare_paired_seeds():
+    rows = {row.method: row for row in summarise(RESULTS, {"broken": "why"})}
+    assert list(rows) == ["better", "uniform", "broken", "lost"]
+    better = ("better", "100", "0.1 ± 0", "0.35 (0.25..0.5)", "12.50 ± 0", "50%")
+    assert rows["better"].cells == better
+    assert rows["uniform"].cells[2:4] == ("0.3 ± 0.1", "1")
+    assert rows["lost"].cells[2:4] == ("diverged", "-")
+    assert rows["broken"].error == "why"
+
+
+def test_one_seed_has_no_spread_and_without_uniform_there_is_no_ratio():
+    (row,) = summarise([result("trim", 0, 0.1)], {})
+    assert row.cells == ("trim", "100", "0.1", "-", "25.00", "-")
+
+
+def test_the_table_is_printed_and_written(tmp_path, capsys):
+    rows = summarise(RESULTS, {"broken": "a [bold] claim"})
+    print_rows(rows, "title [x]")
+    write_markdown(rows, "title [x]", tmp_path / "table.md")
+    write_runs(RESULTS, tmp_path / "runs.csv")
+    for text in (capsys.readouterr().out, (tmp_path / "table.md").read_text()):
+        for wanted in ("title [x]", "0.35 (0.25..0.5)", "failed: a [bold] claim"):
+            assert wanted in text
+    with (tmp_path / "runs.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(RESULTS)
+    assert float(lines[0]["train_loss"]) == 0.2
+
+
+def test_many_methods_look_different_and_uniform_is_black():
+    names = ["uniform", *(f"m{i:02}" for i in range(20))]
+    looks = [style(name, names) for name in names]
+    assert looks[0]["color"] == "black"
+    assert all(one != other for one, other in itertools.combinations(looks, 2))
+    assert style("m03", names[::-1]) == style("m03", names)
+
+
+def test_curves_are_averaged_at_the_same_times():
+    times = torch.linspace(0, 8, 3).double().numpy()
+    values = on_grid(RESULTS[:2], "test_error", times)
+    assert values == pytest.approx(torch.tensor([[0.9, 0.575, 0.25]] * 2).numpy())
+
+
+def test_the_figure_survives_what_diverged_and_what_is_without_error(tmp_path):
+    perfect = [result("perfect", 0, 1e-3, error=0.0)]
+    order = ["perfect", "better", "uniform", "lost", "broken"]
+    draw([*RESULTS, *perfect], order, "title", tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 20_000
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path):
+    job = Job("lost", 1, {"budget": 3.0}, tmp_path / "seed1.json")
+    assert read(job) is None
+    write(RESULTS[2], Job("better", 0, job.settings, job.path))
+    back = read(job)
+    assert back.points == RESULTS[2].points
+    assert back.open_share == 0.5
+    write(RESULTS[4], job)
+    assert read(job).end.train_loss != read(job).end.train_loss  # NaN
