@@ -9,8 +9,7 @@ from typing_extensions import override
 from lightning_is import host
 from lightning_is.data.pass_source import PassSource
 from lightning_is.data.source import IndexSource
-from lightning_is.engine import Engine
-from lightning_is.feed import Feed
+from lightning_is.fit import Fit
 from lightning_is.sampling import (
     EfficiencyGate,
     Gate,
@@ -73,10 +72,6 @@ class ImportanceSamplingCallback(Callback):
             statistics from what is trained on.
         seed: Of the draws, at least 0; they never touch the global random states.
 
-    Attributes:
-        progress: Returns the share of the run that is over, in ``[0, 1]``, for what is
-            annealed or bounded by it; None counts steps (or ``max_time``).
-
     Raises:
         ValueError: If an argument is out of range.
 
@@ -103,22 +98,9 @@ class ImportanceSamplingCallback(Callback):
         scale_factor: float = 1.0,
         seed: int = 0,
     ) -> None:
-        gate = EfficiencyGate() if gate is None else gate
-        self.progress: Callable[[], float] | None = None
         if acceptance is not None and source is None:
             source = PassSource(Shuffled())  # loads as many batches as it takes
-        if batch_size is None and source is None and not gate.chooses_size:
-            raise ValueError(
-                "What to train on must be chosen by someone, got neither `batch_size` "
-                "nor `source` nor `acceptance`. Pass `batch_size=32` to backpropagate "
-                "32 examples of every batch."
-            )
-        if acceptance is not None and index_fn is not None:
-            raise ValueError(
-                "`acceptance` puts examples of several batches together by itself, got "
-                "an `index_fn` for batches only you can take apart. Drop one of them."
-            )
-        self._settings = Settings(
+        settings = Settings(
             batch_size=batch_size,
             scorer=UpperBound() if scorer is None else scorer,
             plan=ImportancePlan() if plan is None else plan,
@@ -129,9 +111,10 @@ class ImportanceSamplingCallback(Callback):
             score_mode=score_mode,
             scale_factor=scale_factor,
         )
+        gate = EfficiencyGate() if gate is None else gate
         self._state = State(gate, Progress(seed), source, acceptance)
-        self._feed: Feed | None = None
-        self._engine: Engine | None = None
+        settings.check_parts(self._state.gate, source, acceptance)
+        self._fit = Fit(settings, self._state)
 
     @classmethod
     def paper(  # noqa: D417
@@ -186,54 +169,47 @@ class ImportanceSamplingCallback(Callback):
         self._state.gate = gate
 
     @property
+    def progress(self) -> Callable[[], float] | None:
+        """Returns the share of the run that is over, for what is annealed by it.
+
+        None, the default, counts steps, or time where `Trainer(max_time=...)` alone
+        says when the run ends.
+        """
+        return self._fit.progress
+
+    @progress.setter
+    def progress(self, progress: Callable[[], float] | None) -> None:
+        self._fit.progress = progress
+
+    @property
     def is_sampling(self) -> bool:
-        """Whether the batch in hand was drawn by its scores."""
-        return self._engine is not None and self._engine.is_sampling
+        """Whether the batch in hand was drawn by its scores, or accepted by them."""
+        return self._fit.engine is not None and self._fit.engine.is_sampling
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the source behind the loader, before the Trainer asks for it."""
-        if stage == "fit" and self._state.source is not None:
-            self._close()
-            self._feed = Feed(
-                trainer,
-                self._state.source,
-                self._state,
-                lambda: self._share_of_run(trainer),
-            )
-
-    def _share_of_run(self, trainer: Trainer) -> float:
-        given = self.progress
-        return host.share_of_run(trainer) if given is None else given()
+        if stage == "fit":
+            self._fit.set_up(trainer)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch the batches; refuse a run of a kind not supported."""
-        self._close_engine()
-        host.refuse_unsupported(trainer, pl_module)
-        self._engine = Engine(
-            trainer,
-            pl_module,
-            self._settings,
-            self._state,
-            lambda: self._share_of_run(trainer),
-            self._feed,
-            lambda: self in host.callbacks(trainer),
-        )
+        self._fit.begin(trainer, pl_module, lambda: self in host.callbacks(trainer))
 
     @override
     def on_train_epoch_start(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> None:
         """Tell the loader what is wanted: it may be new, or the state resumed."""
-        if self._engine is not None:
-            self._engine.ledger.tell_sampler()
+        if self._fit.engine is not None:
+            self._fit.engine.ledger.tell_sampler()
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the free scores of a uniform step."""
-        if self._engine is not None:
-            self._engine.after_backward()
+        if self._fit.engine is not None:
+            self._fit.engine.after_backward()
 
     @override
     def on_train_batch_end(
@@ -245,25 +221,18 @@ class ImportanceSamplingCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Pass on what the step showed, and log it at the Trainer's interval."""
-        if self._engine is None:
-            return
-        self._engine.end_step(batch, host.reported_loss(trainer, outputs))
-        if not host.logs_now(trainer):
-            return
-        for name, value in self._engine.metrics().items():
-            shown = name == "is/tau"
-            pl_module.log(name, value, prog_bar=shown, on_step=True, batch_size=1)
+        self._fit.end_batch(trainer, pl_module, outputs, batch)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a loader that never yielded enough to draw from."""
-        if self._engine is not None:
-            self._engine.ledger.check_epoch()
+        if self._fit.engine is not None:
+            self._fit.engine.ledger.check_epoch()
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a loader that yielded nothing."""
-        if self._engine is not None:
+        if self._fit.engine is not None:
             host.refuse_empty(trainer)
 
     @override
@@ -271,34 +240,19 @@ class ImportanceSamplingCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, stage: str
     ) -> None:
         """Leave the strategy and the module as they were."""
-        self._close()
+        self._fit.close()
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Leave the strategy and the module as they were."""
-        self._close()
-
-    def _close(self) -> None:
-        self._close_engine()
-        if self._feed is not None:
-            self._feed.close()
-        self._feed = None
-
-    def _close_engine(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = None
+        self._fit.close()
 
     @override
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all parts, in tensors and plain types."""
-        if self._feed is not None:
-            self._feed.settle()
-            self._state.under_way = self._feed.under_way()
-        if self._engine is not None:
-            self._engine.settle(self._state)
+        self._fit.settle()
         return self._state.save()
 
     @override

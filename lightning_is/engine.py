@@ -5,7 +5,7 @@ Lightning, and the user's code, sees the drawn batch as if the loader had yielde
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any, final
 
 import torch
@@ -16,18 +16,17 @@ from lightning_is import host
 from lightning_is.data.batch import SampledBatch
 from lightning_is.drawing import Drawer
 from lightning_is.feed import Feed
+from lightning_is.inspection import Inspector
 from lightning_is.ledger import Ledger
 from lightning_is.monitor import Stopwatch
-from lightning_is.preparation import Trial, prepare
 from lightning_is.queueing import Queue
-from lightning_is.runner import NoLossError, StepRunner
+from lightning_is.runner import StepRunner
 from lightning_is.sampling.moments import moments
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Settings
 from lightning_is.state import State
 from lightning_is.step import Step
 
-_CHECKED_AGAIN = (10, 100, 1000, 10_000)  # batches: a loss may gain terms in time
 _PROBE_EVERY = 10  # closed steps between passes of the user's own per-example loss
 
 
@@ -59,6 +58,7 @@ class Engine:
         self._gate, self._is_active = state.gate, is_active
         self.ledger = Ledger(trainer, state.gate, settings, progress)
         self._runner = StepRunner(trainer, module, settings)
+        self._inspector = Inspector(module, settings, self._runner)
         self._tap: HeadTap | None = None  # from the first batch on
         self._step: Step | None = None
         self._watch = Stopwatch(trainer.strategy.root_device)
@@ -116,9 +116,8 @@ class Engine:
         step = self._step = Step(size, begun, weights, index)
         if self._tap is None:
             self._tap = self._prepare(batch, size)
-        elif self.ledger.batches in _CHECKED_AGAIN:
-            with suppress(NoLossError):
-                self._trial(batch, size).refuse_bypass(self._tap)
+        else:
+            self._inspector.check_again(self._tap, batch, size, self.ledger.batches)
         if self._tap is None:
             return batch
         return self._drawn(step, self._tap, batch)
@@ -174,33 +173,10 @@ class Engine:
         return scored.scores
 
     def _prepare(self, batch: Any, size: int) -> HeadTap | None:
-        """Find the head and refuse what cannot work, on part of the first batch."""
         self.ledger.check_loader()
-        head = self._settings.head
-        heads = None if head is None else host.resolve_heads(self._module, head)
-        trial = self._trial(batch, size)
-        prepared = prepare(trial, heads, self._settings.scorer)
-        if prepared is None:
-            return None
-        self._runner.settle()
-        tap, self._drawer.is_summed = prepared
+        tap = self._inspector.prepare(batch, size)
+        self._drawer.is_summed = self._inspector.is_summed
         return tap
-
-    def _trial(self, batch: Any, size: int) -> Trial:
-        # Two examples at least, or their order could not be told; four, to halve them.
-        least = 4 if size >= 8 else 2
-        part = min(max(least, min(self._settings.wanted(size), size // 2)), size)
-        return Trial(
-            module=self._module,
-            step=self._runner.loss,
-            losses=self._runner.losses,
-            context=self._runner.traceless,
-            take=self._settings.take,
-            batch=batch,
-            device=self._module.device,
-            examples=part,
-            parts=min(2, size // part),
-        )
 
     def _run_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's step under the weights of its batch, or watch it."""

@@ -76,8 +76,7 @@ class Trial:
         batch = self._take(0, order)
         examples = self.examples if order is None else len(order)
         with self.context():
-            run = lambda part: self.losses(part).cpu()  # noqa: E731
-            step = Step(run, batch, self.module, self.take)
+            step = Step(lambda b: self.losses(b).cpu(), batch, self.module, self.take)
             return scorer.score(step, tap, examples).scores
 
     def refuse_hidden_state(self) -> None:
@@ -149,7 +148,7 @@ class Trial:
         if scorer == UpperBound():
             return
         fits = []
-        for stacked in (False, True):
+        for stacked in (tap.stacked, not tap.stacked):
             tap.stacked = stacked
             if self._reorders(tap, scorer, order):
                 fits.append(stacked)

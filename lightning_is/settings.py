@@ -8,6 +8,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_is.data.batch import batch_size, take
+from lightning_is.data.source import IndexSource
+from lightning_is.sampling.gate import Gate
+from lightning_is.sampling.percentile import LossPercentile
 from lightning_is.sampling.plan import ImportancePlan
 from lightning_is.scoring.context import ScoreMode
 from lightning_is.scoring.scorer import Scorer
@@ -67,6 +70,27 @@ class Settings:
             raise ValueError(
                 "`scale_factor` looks for images in the batch by itself, got an "
                 "`index_fn` for batches only you can take apart. Drop one of them."
+            )
+
+    def check_parts(
+        self, gate: Gate, source: IndexSource | None, acceptance: LossPercentile | None
+    ) -> None:
+        """Refuse parts that do not go together.
+
+        Raises:
+            ValueError: If nobody chooses what to train on, or batches that only the
+                user can take apart would have to be joined.
+        """
+        if self.batch_size is None and source is None and not gate.chooses_size:
+            raise ValueError(
+                "What to train on must be chosen by someone, got neither `batch_size` "
+                "nor `source` nor `acceptance`. Pass `batch_size=32` to backpropagate "
+                "32 examples of every batch."
+            )
+        if acceptance is not None and self.index_fn is not None:
+            raise ValueError(
+                "`acceptance` puts examples of several batches together by itself, got "
+                "an `index_fn` for batches only you can take apart. Drop one of them."
             )
 
     def wanted(self, loaded: int) -> int:

@@ -104,7 +104,7 @@ def test_ranks_draw_from_streams_of_their_own(kit):
             everyone = [torch.empty_like(batch[0]) for _ in range(2)]
             torch.distributed.all_gather(everyone, batch[0])
             assert not torch.equal(everyone[0], everyone[1])
-            last = trainer.callbacks[0]._engine.ledger.last
+            last = trainer.callbacks[0]._fit.engine.ledger.last
             assert last is None or last.presample_size == 12
 
     kit.trainer(

@@ -61,7 +61,7 @@ def test_a_second_head_in_training_only_is_found(kit):
 
     class Peek(L.Callback):
         def on_train_batch_end(self, *args):
-            weights.append(sampling._engine._step.weights)
+            weights.append(sampling._fit.engine._step.weights)
 
     kit.trainer(sampling, Peek(), max_steps=1).fit(module, kit.loader())
     moved = (start - module.other.bias.item()) / 0.1
@@ -318,7 +318,7 @@ def test_row_layouts_are_told_apart_by_a_head_of_zeros(kit, flat):
 
     class Peek(L.Callback):
         def on_train_batch_end(self, *args):
-            layouts.append(sampling._engine._tap.stacked)
+            layouts.append(sampling._fit.engine._tap.stacked)
 
     trainer = kit.trainer(sampling, Peek())
     trainer.fit(module, kit.loader())

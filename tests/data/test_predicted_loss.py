@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_is.data.auxiliary import LossModel
 from lightning_is.data.predicted_loss import PredictedLoss
 from lightning_is.data.source import Loading
 
@@ -32,12 +31,13 @@ def bound(examples: int = N, seed: int = 0, **options: Any) -> PredictedLoss:
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PredictedLoss]:
     """A source whose model knows that example ``i`` will have loss ``LOSSES[i]``."""
 
-    def predict(self, past, known, labels):
+    def predict(past, known, labels):
         return LOSSES[labels]
 
     def make(**options: Any) -> PredictedLoss:
-        monkeypatch.setattr(LossModel, "predict", predict)
-        return bound(labels=lambda data: torch.arange(N), **options)
+        source = bound(labels=lambda data: torch.arange(N), **options)
+        monkeypatch.setattr(source._run.model, "predict", predict)
+        return source
 
     return make
 
@@ -286,13 +286,13 @@ def test_ranks_share_out_the_passes_of_the_warmup():
 def test_ranks_have_different_candidates_afterwards(monkeypatch: pytest.MonkeyPatch):
     asked: list[torch.Tensor] = []
 
-    def predict(self, past, known, labels):
+    def predict(past, known, labels):
         asked.append(labels)
         return torch.ones(len(labels))
 
-    monkeypatch.setattr(LossModel, "predict", predict)
     options: dict[str, Any] = {"labels": lambda data: torch.arange(N)}
     for source in ranks(warmup=0, adaptive=False, **options):
+        monkeypatch.setattr(source._run.model, "predict", predict)
         source.draw(4)
     assert [len(candidates.unique()) for candidates in asked] == [20, 20]
     assert set(asked[0].tolist()) != set(asked[1].tolist())

@@ -111,6 +111,7 @@ def test_the_generator_alone_decides_and_the_losses_need_no_gradient():
 def test_losses_of_any_precision_are_judged(dtype):
     acceptance = remembering([0.0] * 3, history=8, floor=1.0)
     assert acceptance.accept(torch.ones(4, dtype=dtype), seeded()).all()
+    assert acceptance.state_dict()["losses"].dtype == torch.float32
 
 
 def test_no_loss_at_all_is_no_decision():

@@ -1,0 +1,72 @@
+"""Inspecting the batches of a fit: the first one whole, some later ones again."""
+
+from contextlib import suppress
+from typing import Any, final
+
+from lightning.pytorch import LightningModule
+
+from lightning_is import host
+from lightning_is.preparation import Trial, prepare
+from lightning_is.runner import NoLossError, StepRunner
+from lightning_is.scoring.tap import HeadTap
+from lightning_is.settings import Settings
+
+_CHECKED_AGAIN = (10, 100, 1000, 10_000)  # batches: a loss may gain terms in time
+
+
+@final
+class Inspector:
+    """Finds the head on the first batch, and refuses what cannot work.
+
+    Args:
+        module: The user's module.
+        settings: Of the callback.
+        runner: Runs the user's step without a trace.
+
+    Attributes:
+        is_summed: Whether the loss is a sum over the examples.
+    """
+
+    def __init__(
+        self, module: LightningModule, settings: Settings, runner: StepRunner
+    ) -> None:
+        self._module, self._settings, self._runner = module, settings, runner
+        self.is_summed = False
+
+    def prepare(self, batch: Any, size: int) -> HeadTap | None:
+        """Put a tap on the head; None if the step returned no loss this time.
+
+        Raises:
+            RuntimeError: If something would be silently wrong.
+            ValueError: If the scorer cannot score this step.
+        """
+        head = self._settings.head
+        heads = None if head is None else host.resolve_heads(self._module, head)
+        prepared = prepare(self._trial(batch, size), heads, self._settings.scorer)
+        if prepared is None:
+            return None
+        self._runner.settle()
+        tap, self.is_summed = prepared
+        return tap
+
+    def check_again(self, tap: HeadTap, batch: Any, size: int, number: int) -> None:
+        """Look again, at a few of the batches, for parameters around the head."""
+        if number in _CHECKED_AGAIN:
+            with suppress(NoLossError):
+                self._trial(batch, size).refuse_bypass(tap)
+
+    def _trial(self, batch: Any, size: int) -> Trial:
+        # Two examples at least, or their order could not be told; four, to halve them.
+        least = 4 if size >= 8 else 2
+        part = min(max(least, min(self._settings.wanted(size), size // 2)), size)
+        return Trial(
+            module=self._module,
+            step=self._runner.loss,
+            losses=self._runner.losses,
+            context=self._runner.traceless,
+            take=self._settings.take,
+            batch=batch,
+            device=self._module.device,
+            examples=part,
+            parts=min(2, size // part),
+        )
