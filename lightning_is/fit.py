@@ -1,4 +1,4 @@
-"""One fit after the other: the feed, from the setup on, and the engine while it runs."""
+"""One fit after the other: its feed, from the setup on, and its engine."""
 
 from collections.abc import Callable
 from typing import Any, final

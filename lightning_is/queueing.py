@@ -5,6 +5,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_is.data.batch import batch_size, join, leaves, take, with_leaves
@@ -12,6 +13,8 @@ from lightning_is.drawing import Drawer
 from lightning_is.sampling.percentile import LossPercentile
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.step import Step
+
+_MOST_BATCHES = 64  # to score for one to train on
 
 
 @final
@@ -57,7 +60,8 @@ class Queue:
             if scored is None:
                 return batch
             losses.append(scored.scores)
-            self._accept(batch, scored.scores)
+            stuck = len(losses) == _MOST_BATCHES
+            self._accept(batch, scored.scores, everyone=stuck)
             if self._count() >= wanted:
                 break
             batch = self._more()
@@ -67,8 +71,15 @@ class Queue:
         self.scored = len(step.scores)
         return with_leaves(batch, self._take(wanted))
 
-    def _accept(self, batch: Any, losses: Tensor) -> None:
+    def _accept(self, batch: Any, losses: Tensor, *, everyone: bool) -> None:
         accepted = self._acceptance.accept(losses, self._drawer.generator())
+        if everyone:
+            rank_zero_warn(
+                f"Of {_MOST_BATCHES} batches too few examples were accepted to fill "
+                "one, as where all losses are equal. All of the last are trained on. "
+                "Set a `floor`, or end the selection earlier."
+            )
+            accepted = torch.ones_like(accepted)
         places = accepted.nonzero()[:, 0]
         if len(places):
             self._waiting.append(leaves(take(batch, places)))

@@ -1,5 +1,7 @@
 """Every file of the configuration composes into objects, and no part lacks a file."""
 
+from dataclasses import is_dataclass
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +10,27 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import LightningModule
 from omegaconf import DictConfig, OmegaConf
+from typing_extensions import is_protocol
 
-from lightning_is import OversamplingDataModule
+import lightning_is.data
+from lightning_is import OversamplingDataModule, sampling, scoring
+from lightning_is.data import IndexSource
 from lightning_is.experiments import data, models, wide_resnet
 from lightning_is.experiments.curves import CurveRecorder
 from lightning_is.experiments.train import make_trainer, presampled
+from lightning_is.sampling import Gate, LossPercentile, Selection
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
 GROUPS = sorted({path.parent.name for path in FILES})
 NEEDS = {"data/rare_hard": ["model=mlp"]}  # points are no images
+PARTS = {  # groups that fill a place in a method
+    "scorer": "scorer",
+    "gate": "gate",
+    "distribution": "plan.distribution",
+    "selection": "plan.selection",
+    "weights": "plan.weights",
+}
 
 
 def composed(folder: Path, *overrides: str) -> DictConfig:
@@ -27,6 +40,8 @@ def composed(folder: Path, *overrides: str) -> DictConfig:
 
 def chosen(path: Path) -> list[str]:
     group, option = path.parts
+    if group in PARTS:
+        return ["method=trim", f"{group}@method.callback.{PARTS[group]}={option}"]
     return [] if group == "hydra" else [f"{group}={option}"]  # hydra's is in every run
 
 
@@ -47,15 +62,15 @@ def test_every_file_becomes_objects(path, tmp_path):
 def test_every_group_is_part_of_a_run():
     defaults = OmegaConf.load(CONF / "train.yaml").defaults
     named = {name for line in defaults if line != "_self_" for name in line}
-    assert named == set(GROUPS)
+    assert named | set(PARTS) == set(GROUPS)
 
 
 def test_every_method_has_a_file():
     assert {p.name for p in FILES if p.parent.name == "method"} == {
-        "uniform",
-        "trim",
-        "upper_bound",
-        "loss",
+        *("uniform", "trim", "upper_bound", "loss", "gradient_norm", "biased"),
+        *("online_batch_selection", "prioritized", "prioritized_rank", "rs2"),
+        *("selective_backprop", "stale_selective_backprop", "soft_pruning"),
+        *("constant_variance", "constant_time", "presample_uniform"),
     }
 
 
@@ -82,6 +97,31 @@ def test_every_data_module_and_network_has_a_file():
     }
     assert parts
     assert parts <= targets()
+
+
+def is_part(value: Any) -> bool:
+    """Whether this is something that a callback is put together from."""
+    if not isinstance(value, type) or isabstract(value) or is_protocol(value):
+        return False
+    stateless = is_dataclass(value) and "__call__" in vars(value)
+    kinds = (Gate, Selection, IndexSource, LossPercentile)
+    return stateless or issubclass(value, kinds) or hasattr(value, "score")
+
+
+def test_every_public_part_has_a_file():
+    names = {
+        name
+        for package in (sampling, scoring, lightning_is.data)
+        for name in package.__all__
+        if is_part(getattr(package, name))
+    } - {"Step"}  # what a scorer is given
+    assert len(names) > 30
+    assert names <= targets()
+
+
+def test_a_part_of_a_method_can_be_exchanged(tmp_path):
+    cfg = composed(tmp_path, "method=trim", "gate@method.callback.gate=always_open")
+    assert instantiate(cfg.method.callback).gate.is_open
 
 
 def test_the_presample_follows_the_batch(tmp_path):

@@ -143,7 +143,7 @@ SHARES: dict[str, Callable[[], torch.Tensor]] = {
     "gradient_norm": bounds,
     "loss": losses,
     "online_batch_selection": lambda: torch.exp(-np.log(100) / N * ranks()),
-    "prioritized": lambda: (losses() + 1e-6) ** 0.6,
+    "prioritized": lambda: (losses() + 0.1) ** 0.6,
     "prioritized_rank": lambda: ranks() ** -0.6,
     "selective_backprop": percentiles,
     "stale_selective_backprop": percentiles,

@@ -37,6 +37,7 @@ class IndexBatchSampler(BatchSampler):
         super().__init__(range(1), batch_size, drop_last=True)
         self.source, self.length, self.endless = source, length, endless
         self.under_way: deque[Pass] = deque()
+        self.ahead = 0  # of those under way: fetched by the current iterator
         self.begin = 0  # batches of the epoch that the next iterator leaves out
 
     @override
@@ -45,15 +46,19 @@ class IndexBatchSampler(BatchSampler):
 
     @override
     def __iter__(self) -> Iterator[Any]:
-        waiting, number = deque(self.under_way), self.begin
-        self.under_way.clear()
+        self.ahead, number = 0, self.begin
         while self.endless or number < self.length:
-            again = waiting.popleft() if waiting else None
-            drawn = self.source.draw(self.batch_size) if again is None else again
-            self.under_way.append(drawn)
+            if self.ahead == len(self.under_way):
+                self.under_way.append(self.source.draw(self.batch_size))
+            drawn = self.under_way[self.ahead]
+            self.ahead += 1
             number += 1
             yield drawn.indices.tolist(), drawn.weights.tolist()
-        self.under_way.extend(waiting)
+
+    def arrive(self) -> None:
+        """Take note that the first batch under way has arrived."""
+        self.under_way.popleft()
+        self.ahead -= 1
 
 
 @dataclass
@@ -151,7 +156,7 @@ class IndexedLoader(DataLoader[Any]):
         self._begin = 0
         # Begun only now: workers would fetch ahead before the fit can score.
         for sampled in super().__iter__():
-            batches.under_way.popleft()
+            batches.arrive()
             self._fetched += 1
             self.arrived = (sampled.index, sampled.weight)
             yield sampled.data

@@ -6,6 +6,7 @@ Costs count one forward pass of one example as 1.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import isnan
 from typing import ClassVar, NamedTuple, final
 
 
@@ -31,7 +32,7 @@ class Evidence:
         presample_size: Examples ``B`` that an open step scores.
         batch_size: Examples ``b`` that an open step trains on.
         steps: Steps that this evidence stands for.
-        progress: Share of the run that is over, in ``[0, 1]``.
+        progress: Share of the run that is over, in ``[0, 1]``; NaN if nobody knows.
         epochs: Passes over the training set that are over, fractions included.
     """
 
@@ -141,3 +142,17 @@ class Average:
         """Move towards ``value``, as often as it stands for steps."""
         kept = self.smoothing**steps
         self.value = kept * self.value + (1 - kept) * value
+
+
+def check_progress(progress: float) -> None:
+    """Refuse to go by the progress of a run whose length nobody knows.
+
+    Raises:
+        ValueError: If ``progress`` is NaN.
+    """
+    if isnan(progress):
+        raise ValueError(
+            "What changes over a run must know its length, got a Trainer without one. "
+            "Set `max_epochs`, `max_steps` or `max_time`, or have the callback's "
+            "`progress` return the share of the run that is over."
+        )

@@ -39,7 +39,8 @@ class PassScheme(Protocol):
         Args:
             scores: Last known score of every example, at least 0, on the CPU;
                 infinite for those never seen, so that new examples come first.
-            progress: Share of the run that is over, in ``[0, 1]``, to anneal by.
+            progress: Share of the run that is over, in ``[0, 1]``, to anneal by; NaN
+                if nobody knows.
             generator: The only source of random numbers.
         """
         ...

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from lightning_is.sampling.distributions import Distribution
+from lightning_is.sampling.gate import check_progress
 from lightning_is.sampling.passes import Pass
 from lightning_is.sampling.priorities import Power, RankExponential, RankPower
 from lightning_is.sampling.selection import multinomial
@@ -63,6 +64,8 @@ class OnlineBatchSelection:
         self, scores: Float[Tensor, " N"], progress: float, generator: Generator
     ) -> Pass:
         """Draw a pass."""
+        if self.start != self.end:
+            check_progress(progress)
         pressure = self.start * (self.end / self.start) ** progress
         probs = _fairly(RankExponential(max(pressure, 1.0)), scores, generator)
         indices = _draw(probs, self.size, generator)
@@ -81,7 +84,8 @@ class Prioritized:
     Args:
         alpha: Power of the priority, at least 0; 0 is uniform.
         beta: Power of the weights at the beginning, in ``[0, 1]``.
-        epsilon: Added to every score, in its unit, at least 0; unused by rank.
+        epsilon: Added to every score, in its unit, at least 0; unused by rank. A small
+            one makes the largest weight, and with it every other step, tiny.
         by: ``"loss"`` takes the score itself as the priority (`Power`), ``"rank"`` the
             inverse of its rank (`RankPower`).
         size: Draws in a pass, as a share of the dataset; above 0.
@@ -104,7 +108,7 @@ class Prioritized:
 
     alpha: float = 0.6
     beta: float = 0.4
-    epsilon: float = 1e-6
+    epsilon: float = 0.1
     by: str = "loss"
     size: float = 1.0
 
@@ -131,8 +135,11 @@ class Prioritized:
         else:
             probs = _fairly(RankPower(self.alpha), scores, generator)
         indices = _draw(probs, self.size, generator)
-        beta = self.beta + (1 - self.beta) * progress
-        return Pass(indices, max_normalised(probs, indices, min(beta, 1.0)))
+        beta = 1.0
+        if self.beta < 1:
+            check_progress(progress)
+            beta = min(self.beta + (1 - self.beta) * progress, 1.0)
+        return Pass(indices, max_normalised(probs, indices, beta))
 
 
 def _draw(

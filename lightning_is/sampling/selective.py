@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
+from lightning_is.sampling.gate import check_progress
 from lightning_is.sampling.numerics import precise
 from lightning_is.sampling.passes import Pass, Shuffled
 from lightning_is.sampling.percentile import (
@@ -75,6 +76,8 @@ class SoftPruned:
         self, scores: Float[Tensor, " N"], progress: float, generator: Generator
     ) -> Pass:
         """Draw a pass."""
+        if self.until < 1:
+            check_progress(progress)
         if progress >= self.until:
             return Shuffled()(scores, progress, generator)
         easy = _below_mean(scores)

@@ -1,8 +1,9 @@
 """A gate by the clock: open in a part of the run, whatever the scores."""
 
+from math import isnan
 from typing import final
 
-from lightning_is.sampling.gate import Evidence, Gate, check_keys
+from lightning_is.sampling.gate import Evidence, Gate, check_keys, check_progress
 
 
 @final
@@ -66,7 +67,8 @@ class Window(Gate):
 
     @property
     def _is_within(self) -> bool:
-        within = self.start <= self._progress < self.end
+        # Of a run without an end, NaN; then the window is all of it.
+        within = isnan(self._progress) or self.start <= self._progress < self.end
         return within and self._epochs >= self.warmup
 
     @property
@@ -77,6 +79,8 @@ class Window(Gate):
 
     def observe(self, evidence: Evidence) -> None:
         """Take in where the run stands, and count the steps within the window."""
+        if self.start > 0 or self.end < 1:
+            check_progress(evidence.progress)
         if self._is_within:
             self._turn = (self._turn + evidence.steps) % (self.interrupt + 1)
         self._progress, self._epochs = evidence.progress, evidence.epochs

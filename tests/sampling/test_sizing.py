@@ -113,8 +113,9 @@ def test_sizing_gates_average_tau_from_zero_and_open_strictly_above(make):
     assert not exact.is_open
     assert told(exact, threshold[make] + 1e-9).is_open
     assert not told(exact, threshold[make] - 1e-9).is_open
-    gate.observe(Evidence(1.0, 1.0, 128, 32, steps=50))
-    assert not gate.is_open  # as many steps as the evidence stands for
+    many = make()
+    many.observe(Evidence(2.5, 1.0, 128, 32, steps=60))
+    assert many.is_open  # as many steps as the evidence stands for
 
 
 def test_time_gate_is_closed_at_the_threshold_itself():
