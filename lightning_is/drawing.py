@@ -68,6 +68,10 @@ class Drawer:
                 return settings.scorer.score(step, tap, examples)
             except NoLossError:
                 return None
+            except Exception as problem:
+                if settings.scale_factor < 1:
+                    raise _too_small(settings.scale_factor, problem) from problem
+                raise
 
     def sample(self, step: Step, tap: HeadTap, batch: Any, wanted: int) -> Any:
         """Score a presample, draw ``wanted`` from it, and arrange for the weights."""
@@ -117,3 +121,11 @@ def _shrunk(batch: Any, factor: float) -> Any:
     rows = leaves(batch)
     smaller = [shrunk(r, factor) if isinstance(r, torch.Tensor) else r for r in rows]
     return with_leaves(batch, smaller)
+
+
+def _too_small(factor: float, problem: Exception) -> RuntimeError:
+    return RuntimeError(
+        f"A module scored with `scale_factor={factor}` must accept smaller images, got "
+        f"from it: {problem}. Pool adaptively before the head, or leave "
+        "`scale_factor` at 1."
+    )

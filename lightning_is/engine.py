@@ -91,6 +91,10 @@ class Engine:
     def settle(self, state: State) -> None:
         """Bring the state up to date: what was sent arrives, what waits is listed."""
         self.ledger.settle()
+        self.list_waiting(state)
+
+    def list_waiting(self, state: State) -> None:
+        """List the examples that were accepted and not yet trained on."""
         if self._queue is not None:
             state.queued = self._queue.state_dict()
 
@@ -146,10 +150,11 @@ class Engine:
         presampled = host.presample_sampler(self._trainer) is not None
         return self._gate.chooses_size and not presampled
 
-    def _more(self) -> Any:
+    def _more(self) -> tuple[Any, Tensor]:
         """Load and move one more batch within the same step."""
         assert self._feed is not None  # noqa: S101  a queue always has one
-        return self._moved(self._feed.more())
+        batch = self._moved(self._feed.more())
+        return batch, self._feed.arrived()[1].to(self._module.device)
 
     def _moved(self, batch: Any) -> Any:
         """Do to a batch what the Trainer does before the step."""

@@ -67,7 +67,8 @@ class Feed:
         if not self._trainer.training:
             return loader
         sampler, batch_size = plain_parts(loader)
-        if not isinstance(sampler, _ORDINARY):
+        # Not of a class derived from them: Lightning's wrapper of others is one.
+        if type(sampler) not in _ORDINARY:
             raise TypeError(
                 "A source of examples takes the place of the loader's sampler, got a "
                 f"{type(sampler).__name__}, which would be lost. Use `shuffle=True`, "
@@ -89,7 +90,7 @@ class Feed:
         endless = self._state.acceptance is not None
         made = indexed(loader, self.source, batch_size, len(loader), endless=endless)
         # Of a checkpoint, or of the loader that this one replaces.
-        before = self._state.under_way if self._made is None else self.under_way()
+        before = self._state.under_way if self._made is None else self._made.under_way
         made.under_way.extend(Pass(*drawn) for drawn in before)
         self._made = made
         return made
@@ -148,6 +149,7 @@ class Feed:
 
     def _rescore(self, positions: Tensor) -> Tensor:
         """Score the examples at some positions afresh; ranks share the work."""
+        self.settle()  # or an older score would come to lie over a fresh one
         trainer, user, score = self._trainer, self._user_loader, self.score
         assert user is not None and score is not None  # noqa: S101, PT018  the fit is on
         world, size = trainer.world_size, plain_parts(user)[1]

@@ -79,13 +79,15 @@ class Fit:
             self.engine.settle(self._state)
 
     def close(self) -> None:
-        """Leave strategy and module as they were."""
+        """Leave strategy and module as they were, and list what waits."""
         self._close_engine()
         if self.feed is not None:
             self.feed.close()
+            self._state.under_way = self.feed.under_way()
         self.feed = None
 
     def _close_engine(self) -> None:
         if self.engine is not None:
             self.engine.close()
+            self.engine.list_waiting(self._state)
         self.engine = None

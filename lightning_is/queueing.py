@@ -5,7 +5,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_is.data.batch import batch_size, join, leaves, take, with_leaves
@@ -28,17 +28,20 @@ class Queue:
     Args:
         drawer: Scores.
         acceptance: Accepts.
-        more: Loads and moves one more batch.
+        more: Loads and moves one more batch, and returns it with its weights.
 
     Attributes:
         scored: Examples scored for the batch last filled.
     """
 
     def __init__(
-        self, drawer: Drawer, acceptance: LossPercentile, more: Callable[[], Any]
+        self,
+        drawer: Drawer,
+        acceptance: LossPercentile,
+        more: Callable[[], tuple[Any, Tensor]],
     ) -> None:
         self._drawer, self._acceptance, self._more = drawer, acceptance, more
-        self._waiting: list[list[Any]] = []  # leaves of accepted examples
+        self._waiting: list[list[Any]] = []  # leaves of accepted ones, then weights
         self.scored = 0
 
     def fill(self, step: Step, tap: HeadTap, batch: Any, wanted: int) -> Any:
@@ -54,24 +57,29 @@ class Queue:
             ValueError: If examples of different batches differ in shape.
         """
         losses: list[Tensor] = []
+        weights = torch.ones(step.examples) if step.weights is None else step.weights
         while True:
             size = batch_size(batch)
             scored = self._drawer.score(tap, batch, size, update_statistics=True)
-            if scored is None:
+            if scored is None:  # nothing will be trained on
+                step.examples, step.weights, step.index = size, weights, None
                 return batch
             losses.append(scored.scores)
             stuck = len(losses) == _MOST_BATCHES
-            self._accept(batch, scored.scores, everyone=stuck)
+            self._accept(batch, weights, scored.scores, everyone=stuck)
             if self._count() >= wanted:
                 break
-            batch = self._more()
+            batch, weights = self._more()
         step.scores = torch.cat(losses)
         step.loss = step.scores.mean()
         step.is_sampled, step.examples, step.index = True, wanted, None
         self.scored = len(step.scores)
-        return with_leaves(batch, self._take(wanted))
+        *rows, step.weights = self._take(wanted, [*leaves(batch), weights])
+        return with_leaves(batch, rows)
 
-    def _accept(self, batch: Any, losses: Tensor, *, everyone: bool) -> None:
+    def _accept(
+        self, batch: Any, weights: Tensor, losses: Tensor, *, everyone: bool
+    ) -> None:
         accepted = self._acceptance.accept(losses, self._drawer.generator())
         if everyone:
             rank_zero_warn(
@@ -82,16 +90,17 @@ class Queue:
             accepted = torch.ones_like(accepted)
         places = accepted.nonzero()[:, 0]
         if len(places):
-            self._waiting.append(leaves(take(batch, places)))
+            rows = leaves(take(batch, places))
+            self._waiting.append([*rows, weights[places.to(weights.device)]])
 
     def _count(self) -> int:
         return sum(len(part[0]) for part in self._waiting)
 
-    def _take(self, wanted: int) -> list[Any]:
-        whole = join([_on_device_of(self._waiting[-1], part) for part in self._waiting])
+    def _take(self, wanted: int, like: list[Any]) -> list[Any]:
+        whole = join([_like(like, part) for part in self._waiting])
         rest = [rows[wanted:] for rows in whole]
         self._waiting = [rest] if len(rest[0]) else []
-        return [rows[:wanted] for rows in whole]
+        return _like(like, [rows[:wanted] for rows in whole])
 
     def state_dict(self) -> list[Any]:
         """Return the waiting examples: their tensors, and lists of plain values."""
@@ -104,19 +113,21 @@ class Queue:
         self._waiting = [state] if state else []
 
 
-def _on_device_of(like: list[Any], rows: list[Any]) -> list[Any]:
-    """Bring what a checkpoint held on the host to where the batches are, and back."""
-    return [
-        np.asarray(b)
-        if isinstance(a, np.ndarray)
-        else b.to(a.device)
-        if isinstance(a, Tensor)
-        else b
-        for a, b in zip(like, rows, strict=True)
-    ]
+def _like(like: list[Any], rows: list[Any]) -> list[Any]:
+    """Bring what a checkpoint held to the kind and device of what is loaded now."""
+    return [_alike(a, b) for a, b in zip(like, rows, strict=True)]
+
+
+def _alike(like: Any, rows: Any) -> Any:
+    if isinstance(like, np.ndarray):
+        return np.asarray(rows)
+    return rows.to(like.device) if isinstance(like, Tensor) else type(like)(rows)
 
 
 def _plain(rows: Any) -> Any:
     if isinstance(rows, np.ndarray):
-        return torch.from_numpy(rows.copy())
-    return rows.cpu() if isinstance(rows, Tensor) else list(rows)
+        numbers = rows.dtype.kind in "biufc"
+        return torch.from_numpy(rows.copy()) if numbers else rows.tolist()
+    if isinstance(rows, Tensor):
+        return rows.cpu()
+    return [row.item() if isinstance(row, np.generic) else row for row in rows]

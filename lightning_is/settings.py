@@ -87,6 +87,11 @@ class Settings:
                 "nor `source` nor `acceptance`. Pass `batch_size=32` to backpropagate "
                 "32 examples of every batch."
             )
+        if acceptance is not None and self.batch_size is not None:
+            raise ValueError(
+                "`acceptance` fills batches as large as the loader's, got batch_size="
+                f"{self.batch_size}. Drop it, and load batches of that size."
+            )
         if acceptance is not None and self.index_fn is not None:
             raise ValueError(
                 "`acceptance` puts examples of several batches together by itself, got "

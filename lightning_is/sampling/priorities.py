@@ -122,8 +122,9 @@ class Power:
 
     References:
         Schaul, Quan, Antonoglou & Silver, "Prioritized experience replay", ICLR 2016,
-        arXiv 1511.05952, the proportional variant; the defaults are those of public
-        implementations and are not verified against the paper's text.
+        arXiv 1511.05952, the proportional variant; the default of ``alpha`` is that of
+        public implementations and not verified against the paper's text, that of
+        ``epsilon`` is ours, for losses.
 
     Example:
         >>> Power(alpha=0.5, epsilon=0.0)(torch.tensor([1.0, 9.0]))
@@ -131,7 +132,7 @@ class Power:
     """
 
     alpha: float = 0.6
-    epsilon: float = 1e-6
+    epsilon: float = 0.1
 
     def __post_init__(self) -> None:
         _check_at_least_zero("alpha", self.alpha, "0 is uniform, 1 proportional.")

@@ -134,7 +134,7 @@ def test_power_is_the_formula_with_the_unseen_at_the_top_of_the_known(alpha, eps
 
 def test_the_defaults_are_those_of_public_implementations():
     assert (RankExponential().pressure, RankPower().alpha) == (100, 0.6)
-    assert (Power().alpha, Power().epsilon) == (0.6, 1e-6)
+    assert (Power().alpha, Power().epsilon) == (0.6, 0.1)
 
 
 @pytest.mark.parametrize(
