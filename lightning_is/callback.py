@@ -7,8 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_is import host
-from lightning_is.data.pass_source import PassSource
-from lightning_is.data.source import IndexSource
+from lightning_is.data import IndexSource, PassSource
 from lightning_is.fit import Fit
 from lightning_is.sampling import (
     EfficiencyGate,
@@ -41,9 +40,8 @@ class ImportanceSamplingCallback(Callback):
     the gradient stays unbiased, whenever the gate expects that to pay; otherwise the
     step trains on all ``B``. The number of steps, schedules and the loader stay.
 
-    The user's ``training_step`` runs as it is: on the ``B`` without gradients, to score
-    them, then on the ``b``. It must compute each example on its own, on one device or
-    under DDP, with automatic optimisation.
+    The user's ``training_step`` runs as it is, on the ``B`` without gradients to score
+    them, then on the ``b``; it must compute each example on its own.
 
     Args:
         batch_size: Examples ``b`` to train on while the gate is open, at least 1 and
@@ -52,28 +50,30 @@ class ImportanceSamplingCallback(Callback):
         scorer: Scores the examples.
         plan: Distribution, selection and weights of the draw.
         gate: Decides when to sample.
-        source: Chooses what to load, in place of the loader's sampler, by the scores
-            of the past. What the draw from a loaded batch weighs is multiplied.
+        source: Chooses what to load, in place of the loader's sampler, by past scores;
+            its weights multiply those of a draw from what was loaded.
         acceptance: Accepts loaded examples one by one until they fill a batch, while
             the gate is open, in place of the plan's draw.
         when_closed: Train on ``"all"`` that was loaded, or on a uniform ``"subset"`` of
             ``batch_size``, while the gate is closed.
-        head: The module, or dotted name of it, whose output the loss is computed from;
-            several where several are. Found on the first batch if not given.
+        head: The module, or dotted name of it, whose output the loss is computed from,
+            or several. Found on the first batch if not given.
         per_sample_loss: ``(module, batch) -> losses`` of shape ``(n,)``, to score by
             instead of the loss of ``training_step``; while the gate is closed it is
-            asked at every tenth batch.
-        index_fn: ``(batch, indices) -> batch``, to pick examples from batches whose
-            structure is unusual; ``indices`` has shape ``(b,)``, or is None to ask for
-            the number of examples instead.
+            asked at every tenth batch, for a source at every one.
+        index_fn: ``(batch, indices) -> batch``, to pick from batches of unusual
+            structure; ``indices``, of shape ``(b,)``, is None to ask for the number.
         score_mode: Score with dropout off (``"eval"``) or as in training (``"train"``).
-        scale_factor: Score images of so much of their height and width, in ``(0, 1]``;
-            the module must accept them. Below 1, batch normalisation takes its running
-            statistics from what is trained on.
+        scale_factor: Score images of so much of their height and width, in ``(0, 1]``.
+            Below 1, running statistics come from what is trained on.
         seed: Of the draws, at least 0; they never touch the global random states.
 
+    Attributes:
+        progress: Returns the share of the run that is over, for what is annealed by
+            it; None counts steps, or time where ``max_time`` alone ends the run.
+
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or nothing chooses what to train on.
 
     Example:
         >>> callback = ImportanceSamplingCallback(batch_size=32)
@@ -114,7 +114,8 @@ class ImportanceSamplingCallback(Callback):
         gate = EfficiencyGate() if gate is None else gate
         self._state = State(gate, Progress(seed), source, acceptance)
         settings.check_parts(self._state.gate, source, acceptance)
-        self._fit = Fit(settings, self._state)
+        self.progress: Callable[[], float] | None = None
+        self._fit = Fit(settings, self._state, lambda: self.progress)
 
     @classmethod
     def paper(  # noqa: D417
@@ -169,22 +170,14 @@ class ImportanceSamplingCallback(Callback):
         self._state.gate = gate
 
     @property
-    def progress(self) -> Callable[[], float] | None:
-        """Returns the share of the run that is over, for what is annealed by it.
-
-        None, the default, counts steps, or time where `Trainer(max_time=...)` alone
-        says when the run ends.
-        """
-        return self._fit.progress
-
-    @progress.setter
-    def progress(self, progress: Callable[[], float] | None) -> None:
-        self._fit.progress = progress
-
-    @property
     def is_sampling(self) -> bool:
         """Whether the batch in hand was drawn by its scores, or accepted by them."""
-        return self._fit.engine is not None and self._fit.engine.is_sampling
+        return self._fit.is_sampling
+
+    @property
+    def draws_from_batches(self) -> bool:
+        """Whether it may train on a part of what was loaded."""
+        return self._fit.draws_from_batches
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -202,14 +195,12 @@ class ImportanceSamplingCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule
     ) -> None:
         """Tell the loader what is wanted: it may be new, or the state resumed."""
-        if self._fit.engine is not None:
-            self._fit.engine.ledger.tell_sampler()
+        self._fit.begin_epoch()
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the free scores of a uniform step."""
-        if self._fit.engine is not None:
-            self._fit.engine.after_backward()
+        self._fit.after_backward()
 
     @override
     def on_train_batch_end(
@@ -226,14 +217,12 @@ class ImportanceSamplingCallback(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a loader that never yielded enough to draw from."""
-        if self._fit.engine is not None:
-            self._fit.engine.ledger.check_epoch()
+        self._fit.end_epoch()
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a loader that yielded nothing."""
-        if self._fit.engine is not None:
-            host.refuse_empty(trainer)
+        self._fit.end(trainer)
 
     @override
     def teardown(

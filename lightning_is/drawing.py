@@ -11,6 +11,7 @@ from lightning_is.monitor import Stopwatch
 from lightning_is.runner import NoLossError, StepRunner
 from lightning_is.sampling.randomness import draw_generator
 from lightning_is.sampling.selection import without_replacement
+from lightning_is.scoring import GradientNorm, UpperBound
 from lightning_is.scoring.scaling import shrunk
 from lightning_is.scoring.scorer import Scored
 from lightning_is.scoring.scorer import Step as ScoringStep
@@ -72,6 +73,19 @@ class Drawer:
                 if settings.scale_factor < 1:
                     raise _too_small(settings.scale_factor, problem) from problem
                 raise
+
+    def read(self, step: Step) -> None:
+        """Read the scores that the backward pass of an ordinary step left behind."""
+        scores = None if step.read is None else step.read(step.examples)
+        if scores is None:
+            return
+        if isinstance(self._settings.scorer, (UpperBound, GradientNorm)):
+            # Read off gradients: a source compares those of different steps.
+            scores = scores / host.gradient_scale(self._trainer)
+        if host.scales_gradients(self._trainer):
+            usable = torch.isfinite(scores).all()  # the scaler skips this step
+            scores = torch.where(usable, scores, 0.0)
+        step.scores = scores
 
     def sample(self, step: Step, tap: HeadTap, batch: Any, wanted: int) -> Any:
         """Score a presample, draw ``wanted`` from it, and arrange for the weights."""

@@ -203,13 +203,8 @@ class Engine:
 
     def after_backward(self) -> None:
         """Read the scores that the backward pass of a closed step left behind."""
-        step = self._step
-        if step is None or step.read is None:
-            return
-        step.scores = step.read(step.examples)
-        if step.scores is not None and host.scales_gradients(self._trainer):
-            usable = torch.isfinite(step.scores).all()  # the scaler skips this step
-            step.scores = torch.where(usable, step.scores, 0.0)
+        if self._step is not None:
+            self._drawer.read(self._step)
 
     def end_step(self, batch: Any, loss: Tensor | None) -> None:
         """Send what the step showed on its way to the gate, and to the source."""
@@ -228,13 +223,14 @@ class Engine:
                 step.loss = loss if step.weights is None else None
                 due = self._ask_for_losses(step, self._tap, batch) or due
             if due and step.scores is not None:
-                weighted = step.weights is not None and not step.is_sampled
-                weights = step.weights if weighted else None
+                weights = None if step.is_sampled else step.weights
                 scores = step.scores if weights is None else step.scores * weights
                 step.moments = self.ledger.prospect(scores)
         self.ledger.send(step.moments, step.scores)
-        if self._feed is not None and step.index is not None:
-            self._report(self._feed, step.index, step.scores)
+        if self._feed is None or step.index is None or step.scores is None:
+            return
+        if len(step.scores) == len(step.index):
+            self._feed.send(step.index, step.scores)
 
     def _ask_for_losses(self, step: Step, tap: HeadTap, batch: Any) -> bool:
         """Score a closed step by the user's own losses, if it is time to."""
@@ -245,10 +241,6 @@ class Engine:
         scored = self._drawer.score(tap, batch, step.examples, update_statistics=False)
         step.scores = None if scored is None else scored.scores
         return True
-
-    def _report(self, feed: Feed, index: Tensor, scores: Tensor | None) -> None:
-        if scores is not None and len(scores) == len(index):
-            feed.send(index, scores)
 
     def metrics(self) -> dict[str, float | Tensor]:
         """Describe the step that just ended; waits for the device."""

@@ -19,18 +19,34 @@ class Fit:
     Args:
         settings: Of the callback.
         state: Of its parts.
+        progress: Returns what the user gave to tell how much of the run is over.
 
     Attributes:
-        progress: Returns the share of the run that is over; None counts steps.
         engine: Of the fit that is on.
         feed: Likewise, where there is a source.
     """
 
-    def __init__(self, settings: Settings, state: State) -> None:
-        self._settings, self._state = settings, state
-        self.progress: Callable[[], float] | None = None
+    def __init__(
+        self,
+        settings: Settings,
+        state: State,
+        progress: Callable[[], Callable[[], float] | None],
+    ) -> None:
+        self._settings, self._state, self._progress = settings, state, progress
         self.engine: Engine | None = None
         self.feed: Feed | None = None
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether the batch in hand was drawn, or accepted, by its scores."""
+        return self.engine is not None and self.engine.is_sampling
+
+    @property
+    def draws_from_batches(self) -> bool:
+        """Whether steps may train on a part of what was loaded."""
+        given = self._settings.batch_size is not None
+        accepts = self._state.acceptance is not None
+        return given or accepts or self._state.gate.chooses_size
 
     def set_up(self, trainer: Trainer) -> None:
         """Put the source behind the loader, before the Trainer asks for it."""
@@ -53,9 +69,31 @@ class Fit:
         )
 
     def _share_of(self, trainer: Trainer) -> Callable[[], float]:
-        return lambda: (
-            host.share_of_run(trainer) if self.progress is None else self.progress()
-        )
+        def share() -> float:
+            given = self._progress()
+            return host.share_of_run(trainer) if given is None else given()
+
+        return share
+
+    def begin_epoch(self) -> None:
+        """Tell the loader what is wanted: it may be new, or the state resumed."""
+        if self.engine is not None:
+            self.engine.ledger.tell_sampler()
+
+    def after_backward(self) -> None:
+        """Read the free scores of a uniform step."""
+        if self.engine is not None:
+            self.engine.after_backward()
+
+    def end_epoch(self) -> None:
+        """Refuse a loader that never yielded enough to draw from."""
+        if self.engine is not None:
+            self.engine.ledger.check_epoch()
+
+    def end(self, trainer: Trainer) -> None:
+        """Refuse a loader that yielded nothing."""
+        if self.engine is not None:
+            host.refuse_empty(trainer)
 
     def end_batch(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any

@@ -128,6 +128,16 @@ def before_transfer(trainer: Trainer, batch: Any) -> Any:
     return getattr(owner, name)(batch, 0)
 
 
+def gradient_scale(trainer: Trainer) -> float | Tensor:
+    """Return the factor that the Trainer puts before the loss of a step."""
+    factor = 1 / trainer.accumulate_grad_batches
+    precision = trainer.precision_plugin
+    if not isinstance(precision, MixedPrecision) or precision.scaler is None:
+        return factor
+    one = torch.ones((), device=trainer.strategy.root_device)
+    return factor * torch.as_tensor(precision.scaler.scale(one))
+
+
 def scales_gradients(trainer: Trainer) -> bool:
     """Whether gradients may overflow by design, as under a GradScaler."""
     precision = trainer.precision_plugin

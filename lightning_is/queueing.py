@@ -72,7 +72,8 @@ class Queue:
             batch, weights = self._more()
         step.scores = torch.cat(losses)
         step.loss = step.scores.mean()
-        step.is_sampled, step.examples, step.index = True, wanted, None
+        step.is_sampled, step.examples = True, wanted
+        step.index = None
         self.scored = len(step.scores)
         *rows, step.weights = self._take(wanted, [*leaves(batch), weights])
         return with_leaves(batch, rows)

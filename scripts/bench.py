@@ -3,6 +3,7 @@
 python scripts/bench.py closed      # what the callback costs while its gate is shut
 python scripts/bench.py limit       # steps a second against the measured limit
 python scripts/bench.py equal_time  # loss and test error in the same CPU time
+python scripts/bench.py passes      # choosing what to load, by the size of the dataset
 """
 
 import argparse
@@ -21,12 +22,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("benchmark", choices=["closed", "limit", "equal_time"])
+    parser.add_argument(
+        "benchmark", choices=["closed", "limit", "equal_time", "passes"]
+    )
     parser.add_argument("--data", default="ylecun/mnist", help="hub name or folder")
     parser.add_argument("--rounds", type=int, default=5, help="of closed and limit")
     parser.add_argument("--steps", type=int, default=150, help="of each of their runs")
     parser.add_argument("--seeds", type=int, default=3, help="of equal_time")
     parser.add_argument("--seconds", type=float, default=60, help="CPU time of a run")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[15_000, 150_000, 1_500_000]
+    )  # of passes
     parser.add_argument("--out", type=Path, help="JSON file to write")
     asked = parser.parse_args()
 
@@ -36,6 +42,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
     if asked.benchmark == "equal_time":
         result = bench.equal_time(asked.data, asked.seeds, asked.seconds)
+    elif asked.benchmark == "passes":
+        result = bench.passes(asked.sizes, asked.steps)
     else:
         measure = {"closed": bench.closed, "limit": bench.limit}[asked.benchmark]
         result = measure(asked.data, asked.rounds, asked.steps)

@@ -42,8 +42,20 @@ def test_the_code_of_the_paper_makes_its_parts(kit):
     assert isinstance(names["data"], OversamplingDataModule)
 
 
+def test_the_code_of_other_methods_makes_callbacks():
+    names = {"ImportanceSamplingCallback": ImportanceSamplingCallback}
+    exec(BLOCKS[2], names)  # noqa: S102
+    for name in ("prioritized", "selective_backprop"):
+        assert isinstance(names[name], ImportanceSamplingCallback)
+
+
+def test_every_method_is_explained():
+    for path in (ROOT / "conf" / "method").glob("*.yaml"):
+        assert re.search(rf"^\|.*`{path.stem}`.*\|$", README, re.MULTILINE), path
+
+
 def test_every_code_block_is_tested():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,11 @@ class PassSource(IndexSource):
         """Last known score of every example; infinite where there is none."""
         return self._scores
 
+    @property
+    def pass_size(self) -> int:
+        """Examples of the current pass, on all ranks together."""
+        return len(self._pass.indices)
+
     @override
     def bind(self, loading: Loading) -> None:
         known = len(self._scores)

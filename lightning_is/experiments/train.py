@@ -102,13 +102,13 @@ def presampled(cfg: DictConfig, data: TensorDataModule) -> LightningDataModule:
 def summary(trainer: Trainer, curves: CurveRecorder) -> dict[str, float]:
     """How long it took, and how much of it was importance sampling."""
     sampled = [point for point in curves.points if not isnan(point.tau)]
-    trains_by_scores = bool(samplings(trainer))
+    draws = any(sampling.draws_from_batches for sampling in samplings(trainer))
     share = curves.drawn / max(curves.batches, 1)
     return {
         "steps": float(trainer.global_step),
         "seconds": curves.seconds,
         "tau": sampled[-1].tau if sampled else nan,
-        "open_share": share if trains_by_scores else nan,
+        "open_share": share if draws else nan,
     }
 
 

@@ -43,3 +43,12 @@ def test_the_benchmarks_report_ratios_of_paired_runs(real_data, one_thread):
     arms = bench.equal_time(path, seeds=1, seconds=1.0)
     assert [run["arm"] for run in arms["runs"]] == ["uniform", "trim"]
     assert all(run["steps"] > 0 and 0 < run["loss"] < 3 for run in arms["runs"])
+
+
+def test_sources_are_timed_by_the_size_of_the_dataset(one_thread):
+    found = bench.passes([200, 400], steps=3)
+    assert {"shuffled", "biased", "prioritized"} <= set(found)
+    for times in found.values():
+        assert all(
+            time >= 0 for size in ("200", "400") for time in times[size].values()
+        )
