@@ -11,7 +11,6 @@ from lightning_is.monitor import Stopwatch
 from lightning_is.runner import NoLossError, StepRunner
 from lightning_is.sampling.randomness import draw_generator
 from lightning_is.sampling.selection import without_replacement
-from lightning_is.scoring import GradientNorm, UpperBound
 from lightning_is.scoring.scaling import shrunk
 from lightning_is.scoring.scorer import Scored
 from lightning_is.scoring.scorer import Step as ScoringStep
@@ -74,14 +73,12 @@ class Drawer:
                     raise _too_small(settings.scale_factor, problem) from problem
                 raise
 
-    def read(self, step: Step) -> None:
+    def read(self, step: Step, tap: HeadTap) -> None:
         """Read the scores that the backward pass of an ordinary step left behind."""
+        tap.scale = host.gradient_scale(self._trainer)
         scores = None if step.read is None else step.read(step.examples)
         if scores is None:
             return
-        if isinstance(self._settings.scorer, (UpperBound, GradientNorm)):
-            # Read off gradients: a source compares those of different steps.
-            scores = scores / host.gradient_scale(self._trainer)
         if host.scales_gradients(self._trainer):
             usable = torch.isfinite(scores).all()  # the scaler skips this step
             scores = torch.where(usable, scores, 0.0)

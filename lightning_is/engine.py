@@ -203,8 +203,8 @@ class Engine:
 
     def after_backward(self) -> None:
         """Read the scores that the backward pass of a closed step left behind."""
-        if self._step is not None:
-            self._drawer.read(self._step)
+        if self._step is not None and self._tap is not None:
+            self._drawer.read(self._step, self._tap)
 
     def end_step(self, batch: Any, loss: Tensor | None) -> None:
         """Send what the step showed on its way to the gate, and to the source."""
@@ -234,9 +234,8 @@ class Engine:
 
     def _ask_for_losses(self, step: Step, tap: HeadTap, batch: Any) -> bool:
         """Score a closed step by the user's own losses, if it is time to."""
-        own = self._settings.per_sample_loss is not None
-        often = self._feed is not None  # it wants to know of every batch
-        if not own or not (often or self.ledger.batches % _PROBE_EVERY == 1):
+        every = _PROBE_EVERY if self._feed is None else 1  # it wants to know of all
+        if self._settings.per_sample_loss is None or (self.ledger.batches - 1) % every:
             return False
         scored = self._drawer.score(tap, batch, step.examples, update_statistics=False)
         step.scores = None if scored is None else scored.scores

@@ -60,6 +60,8 @@ class Feed:
     def close(self) -> None:
         """Leave the strategy as it was found."""
         self._processing.undo()
+        if self._made is not None:
+            self._made.release()
 
     def _process(self, loader: Any) -> Any:
         """Put the source behind the training loader; leave others as they are."""
@@ -125,10 +127,9 @@ class Feed:
         """
         if self._trainer.world_size > 1:
             # Apart from one another: no float holds every index.
-            gather = self._trainer.strategy.all_gather
-            device = self._trainer.strategy.root_device
-            index = gather(index.to(device)).flatten().cpu()
-            scores = gather(scores.detach().float()).flatten()
+            trainer, device = self._trainer, self._trainer.strategy.root_device
+            index = host.gathered(trainer, index.to(device)).flatten().cpu()
+            scores = host.gathered(trainer, scores.detach().float()).flatten()
         event = None
         if scores.device.type == "cuda":
             pinned = torch.empty(scores.shape, dtype=scores.dtype, pin_memory=True)
@@ -166,7 +167,7 @@ class Feed:
             scores = torch.cat([score(batch).float() for batch in batches])[:rounds]
         if world == 1:
             return scores.cpu()
-        gathered = trainer.strategy.all_gather(scores).cpu()  # (world, rounds)
+        gathered = host.gathered(trainer, scores).cpu()  # (world, rounds)
         return gathered.T.flatten()[: len(positions)]
 
     def under_way(self) -> list[tuple[Tensor, Tensor]]:

@@ -91,7 +91,8 @@ class Fit:
             self.engine.ledger.check_epoch()
 
     def end(self, trainer: Trainer) -> None:
-        """Refuse a loader that yielded nothing."""
+        """Take in the last step; refuse a loader that yielded nothing."""
+        self.settle()
         if self.engine is not None:
             host.refuse_empty(trainer)
 

@@ -128,6 +128,14 @@ def before_transfer(trainer: Trainer, batch: Any) -> Any:
     return getattr(owner, name)(batch, 0)
 
 
+def gathered(trainer: Trainer, rows: Tensor) -> Tensor:
+    """Return the rows of all ranks, which have one shape, stacked in their order."""
+    # As a sum: torch deprecates what Lightning's `all_gather` calls, and warns.
+    everyones = rows.new_zeros((trainer.world_size, *rows.shape))
+    everyones[trainer.global_rank] = rows
+    return torch.as_tensor(trainer.strategy.reduce(everyones, reduce_op="sum"))
+
+
 def gradient_scale(trainer: Trainer) -> float | Tensor:
     """Return the factor that the Trainer puts before the loss of a step."""
     factor = 1 / trainer.accumulate_grad_batches

@@ -30,8 +30,6 @@ class Queue:
         acceptance: Accepts.
         more: Loads and moves one more batch, and returns it with its weights.
 
-    Attributes:
-        scored: Examples scored for the batch last filled.
     """
 
     def __init__(
@@ -42,7 +40,6 @@ class Queue:
     ) -> None:
         self._drawer, self._acceptance, self._more = drawer, acceptance, more
         self._waiting: list[list[Any]] = []  # leaves of accepted ones, then weights
-        self.scored = 0
 
     def fill(self, step: Step, tap: HeadTap, batch: Any, wanted: int) -> Any:
         """Return a batch of ``wanted`` accepted examples, this batch scored first.
@@ -74,7 +71,6 @@ class Queue:
         step.loss = step.scores.mean()
         step.is_sampled, step.examples = True, wanted
         step.index = None
-        self.scored = len(step.scores)
         *rows, step.weights = self._take(wanted, [*leaves(batch), weights])
         return with_leaves(batch, rows)
 

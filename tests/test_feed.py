@@ -192,14 +192,14 @@ def test_weights_of_source_and_trim_multiply_and_the_mean_update_is_unbiased(kit
     shares = torch.linspace(1, 3, N)
     sampling, _ = sourced(Drawn(shares / shares.sum()), batch_size=3, gate=AlwaysOpen())
     module = LookUp()
-    kit.trainer(sampling, max_epochs=1000, log_every_n_steps=10**9).fit(
+    kit.trainer(sampling, max_epochs=400, log_every_n_steps=10**9).fit(
         module, numbered()
     )
     assert {len(ids) for ids in module.ids[-100:]} == {3}
     rows = torch.stack(module.found).double()
     error = rows.std(0) / len(rows) ** 0.5
     assert ((rows.mean(0) - 1 / N).abs() / error).max() < 4.5
-    assert (rows.mean(0) * N - 1).abs().max() < 0.2
+    assert (rows.mean(0) * N - 1).abs().max() < 0.3
 
 
 # Scores reach the source.

@@ -142,6 +142,10 @@ class IndexedLoader(DataLoader[Any]):
         """Return the next batch of the current iterator."""
         return next(self._stream)
 
+    def release(self) -> None:
+        """Let go of the iterator, and with it of its workers."""
+        self._stream = iter(())
+
     def state_dict(self) -> dict[str, Any]:
         """Return how far into the epoch this is; the source's state is not its own."""
         return {"fetched": self._fetched % len(self)}

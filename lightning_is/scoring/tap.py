@@ -33,6 +33,7 @@ class HeadTap:
             example are neighbours (a sequence flattened batch-first).
         live: For each call of a head in a step, whether it carries a gradient; empty
             means that all do. One under the user's own ``no_grad`` does not.
+        scale: Factor that the loss of a step carries into its backward pass.
         seen: The same of the calls under the last `probing`, as they happen.
     """
 
@@ -40,6 +41,7 @@ class HeadTap:
         self.heads = tuple(heads)
         self.stacked = False
         self.live: tuple[bool, ...] = ()
+        self.scale: float | Tensor = 1.0
         self._handles: list[RemovableHandle] = []
         self._probes: list[Tensor] | None = None
         self._cuts = False

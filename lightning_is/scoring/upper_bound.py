@@ -57,8 +57,8 @@ class UpperBound:
     def observing(self, tap: HeadTap) -> Iterator[Reading]:
         """Read the same gradients off an ordinary step's backward pass.
 
-        They carry whatever factor the loss was scaled by (gradient accumulation, mixed
-        precision), which no normalised use of the scores sees.
+        The factor that the loss was scaled by (gradient accumulation, mixed precision)
+        is taken out again.
         """
         with tap.probing() as probes:
 
@@ -67,7 +67,7 @@ class UpperBound:
                 if not found:
                     return None
                 norms = example_norms(found, examples, stacked=tap.stacked)
-                return norms * examples
+                return norms * examples / tap.scale
 
             yield read
 
