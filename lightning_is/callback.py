@@ -53,7 +53,7 @@ class ImportanceSamplingCallback(Callback):
         source: Chooses what to load, in place of the loader's sampler, by past scores;
             its weights multiply those of a draw from what was loaded.
         acceptance: Accepts loaded examples one by one until they fill a batch, while
-            the gate is open, in place of the plan's draw.
+            the gate is open, in place of source and plan.
         when_closed: Train on ``"all"`` that was loaded, or on a uniform ``"subset"`` of
             ``batch_size``, while the gate is closed.
         head: The module, or dotted name of it, whose output the loss is computed from,
@@ -98,8 +98,6 @@ class ImportanceSamplingCallback(Callback):
         scale_factor: float = 1.0,
         seed: int = 0,
     ) -> None:
-        if acceptance is not None and source is None:
-            source = PassSource(Shuffled())  # loads as many batches as it takes
         settings = Settings(
             batch_size=batch_size,
             scorer=UpperBound() if scorer is None else scorer,
@@ -111,9 +109,11 @@ class ImportanceSamplingCallback(Callback):
             score_mode=score_mode,
             scale_factor=scale_factor,
         )
+        settings.check_parts(gate, source, acceptance)
         gate = EfficiencyGate() if gate is None else gate
+        if acceptance is not None:
+            source = PassSource(Shuffled())  # loads as many batches as it takes
         self._state = State(gate, Progress(seed), source, acceptance)
-        settings.check_parts(self._state.gate, source, acceptance)
         self.progress: Callable[[], float] | None = None
         self._fit = Fit(settings, self._state, lambda: self.progress)
 

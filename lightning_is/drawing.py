@@ -108,10 +108,13 @@ class Drawer:
 
     def _rescaling(self, loaded: int, wanted: int) -> float:
         """Make up for a summed loss, which has fewer terms when fewer are drawn."""
-        if not self.is_summed or self._settings.when_closed == "subset":
+        if not self.is_summed:
             return 1.0
-        presampled = host.presample_sampler(self._trainer) is not None
-        return 1.0 if presampled else loaded / wanted
+        sampler = host.presample_sampler(self._trainer)
+        ordinary = loaded if sampler is None else sampler.batch_size
+        if self._settings.when_closed == "subset":
+            ordinary = self._settings.wanted(ordinary)
+        return ordinary / wanted
 
     def subset(self, step: Step, batch: Any, wanted: int) -> Any:
         """Take a uniform batch out of a presample that came while the gate is shut."""

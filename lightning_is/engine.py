@@ -94,9 +94,13 @@ class Engine:
         self.list_waiting(state)
 
     def list_waiting(self, state: State) -> None:
-        """List the examples that were accepted and not yet trained on."""
+        """List the examples that were accepted and not yet trained on.
+
+        With several processes each has its own and a checkpoint holds one: none is.
+        """
         if self._queue is not None:
-            state.queued = self._queue.state_dict()
+            alone = self._trainer.world_size == 1
+            state.queued = self._queue.state_dict() if alone else []
 
     def _receive(
         self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
@@ -150,11 +154,10 @@ class Engine:
         presampled = host.presample_sampler(self._trainer) is not None
         return self._gate.chooses_size and not presampled
 
-    def _more(self) -> tuple[Any, Tensor]:
+    def _more(self) -> Any:
         """Load and move one more batch within the same step."""
         assert self._feed is not None  # noqa: S101  a queue always has one
-        batch = self._moved(self._feed.more())
-        return batch, self._feed.arrived()[1].to(self._module.device)
+        return self._moved(self._feed.more())
 
     def _moved(self, batch: Any) -> Any:
         """Do to a batch what the Trainer does before the step."""

@@ -10,7 +10,12 @@ from typing import Any, final
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 from torch.utils.data.distributed import DistributedSampler
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -68,6 +73,12 @@ class Feed:
         loader = self._processing.original(loader)
         if not self._trainer.training:
             return loader
+        if isinstance(getattr(loader, "dataset", None), IterableDataset):
+            raise TypeError(
+                "A source chooses examples by their position, got an IterableDataset, "
+                "which has none. Use a map-style dataset, or trim: "
+                "ImportanceSamplingCallback(batch_size=...)."
+            )
         sampler, batch_size = plain_parts(loader)
         # Not of a class derived from them: Lightning's wrapper of others is one.
         if type(sampler) not in _ORDINARY:

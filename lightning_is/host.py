@@ -103,20 +103,19 @@ def epochs(trainer: Trainer) -> float:
 def share_of_run(trainer: Trainer) -> float:
     """Return the share of the run that is over, NaN if its length is unknown.
 
-    Counted in steps; in time where `Trainer(max_time=...)` alone says when it ends.
+    Counted in steps, or in the time of `Trainer(max_time=...)` if more of it is over.
     """
     total = trainer.estimated_stepping_batches
-    if 0 < total < float("inf"):
-        return min(trainer.global_step / total, 1.0)
+    shares = [trainer.global_step / total] if 0 < total < float("inf") else []
     for callback in callbacks(trainer):
         if isinstance(callback, Timer):
             left = callback.time_remaining("train")
             spent = callback.time_elapsed("train")
             if left is not None:
-                share = min(spent / max(spent + left, 1e-9), 1.0)
+                share = spent / max(spent + left, 1e-9)
                 # Clocks differ, and ranks must not.
-                return float(trainer.strategy.broadcast(share))
-    return float("nan")
+                shares.append(float(trainer.strategy.broadcast(share)))
+    return min(max(shares), 1.0) if shares else float("nan")
 
 
 def before_transfer(trainer: Trainer, batch: Any) -> Any:

@@ -137,9 +137,15 @@ class Ledger:
             ValueError: If it does.
         """
         wanted = self._settings.batch_size
-        if wanted is None:
-            return
         sampler = host.presample_sampler(self._trainer)
+        if wanted is None:
+            if sampler is not None:
+                raise ValueError(
+                    "Presamples are for who says how much of them to train on, got an "
+                    "OversamplingDataModule and no `batch_size`. Pass "
+                    f"`batch_size={sampler.batch_size}`, or the data as they are."
+                )
+            return
         given = host.loader_batch_size(self._trainer)
         if sampler is not None and sampler.batch_size != wanted:
             raise ValueError(

@@ -36,10 +36,10 @@ class Queue:
         self,
         drawer: Drawer,
         acceptance: LossPercentile,
-        more: Callable[[], tuple[Any, Tensor]],
+        more: Callable[[], Any],
     ) -> None:
         self._drawer, self._acceptance, self._more = drawer, acceptance, more
-        self._waiting: list[list[Any]] = []  # leaves of accepted ones, then weights
+        self._waiting: list[list[Any]] = []  # leaves of accepted examples
 
     def fill(self, step: Step, tap: HeadTap, batch: Any, wanted: int) -> Any:
         """Return a batch of ``wanted`` accepted examples, this batch scored first.
@@ -54,29 +54,25 @@ class Queue:
             ValueError: If examples of different batches differ in shape.
         """
         losses: list[Tensor] = []
-        weights = torch.ones(step.examples) if step.weights is None else step.weights
+        step.index = step.weights = None  # of the first batch, all loaded uniformly
         while True:
             size = batch_size(batch)
             scored = self._drawer.score(tap, batch, size, update_statistics=True)
             if scored is None:  # nothing will be trained on
-                step.examples, step.weights, step.index = size, weights, None
+                step.examples = size
                 return batch
             losses.append(scored.scores)
             stuck = len(losses) == _MOST_BATCHES
-            self._accept(batch, weights, scored.scores, everyone=stuck)
+            self._accept(batch, scored.scores, everyone=stuck)
             if self._count() >= wanted:
                 break
-            batch, weights = self._more()
+            batch = self._more()
         step.scores = torch.cat(losses)
         step.loss = step.scores.mean()
         step.is_sampled, step.examples = True, wanted
-        step.index = None
-        *rows, step.weights = self._take(wanted, [*leaves(batch), weights])
-        return with_leaves(batch, rows)
+        return with_leaves(batch, self._take(wanted, leaves(batch)))
 
-    def _accept(
-        self, batch: Any, weights: Tensor, losses: Tensor, *, everyone: bool
-    ) -> None:
+    def _accept(self, batch: Any, losses: Tensor, *, everyone: bool) -> None:
         accepted = self._acceptance.accept(losses, self._drawer.generator())
         if everyone:
             rank_zero_warn(
@@ -87,8 +83,7 @@ class Queue:
             accepted = torch.ones_like(accepted)
         places = accepted.nonzero()[:, 0]
         if len(places):
-            rows = leaves(take(batch, places))
-            self._waiting.append([*rows, weights[places.to(weights.device)]])
+            self._waiting.append(leaves(take(batch, places)))
 
     def _count(self) -> int:
         return sum(len(part[0]) for part in self._waiting)

@@ -13,6 +13,7 @@ from lightning_is.sampling.gate import Gate
 from lightning_is.sampling.percentile import LossPercentile
 from lightning_is.sampling.plan import ImportancePlan
 from lightning_is.scoring.context import ScoreMode
+from lightning_is.scoring.gradient_norm import GradientNorm
 from lightning_is.scoring.scorer import Scorer
 
 Head = str | nn.Module | Sequence[str | nn.Module]
@@ -73,26 +74,51 @@ class Settings:
             )
 
     def check_parts(
-        self, gate: Gate, source: IndexSource | None, acceptance: LossPercentile | None
+        self,
+        gate: Gate | None,
+        source: IndexSource | None,
+        acceptance: LossPercentile | None,
     ) -> None:
-        """Refuse parts that do not go together.
+        """Refuse parts, as the user gave them, that do not go together.
 
         Raises:
-            ValueError: If nobody chooses what to train on, or batches that only the
-                user can take apart would have to be joined.
+            ValueError: If so.
         """
-        if self.batch_size is None and source is None and not gate.chooses_size:
+        sizes = gate is not None and gate.chooses_size
+        draws = self.batch_size is not None or acceptance is not None or sizes
+        if not draws and source is None:
             raise ValueError(
                 "What to train on must be chosen by someone, got neither `batch_size` "
                 "nor `source` nor `acceptance`. Pass `batch_size=32` to backpropagate "
                 "32 examples of every batch."
             )
-        if acceptance is not None and self.batch_size is not None:
+        if not draws and gate is not None:
+            raise ValueError(
+                "A gate says when to draw from what was loaded, got one with a source "
+                "alone, which chooses what to load. Put its scheme into `Windowed` to "
+                "use it for a part of the run, or pass `batch_size` to draw as well."
+            )
+        if source is not None and isinstance(self.scorer, GradientNorm):
+            raise ValueError(
+                "A source needs the scores that every step leaves behind, got "
+                "GradientNorm, whose steps leave another score, the upper bound. Pass "
+                "`scorer=UpperBound()` or `Loss()`."
+            )
+        if acceptance is not None:
+            self._check_acceptance(source)
+
+    def _check_acceptance(self, source: IndexSource | None) -> None:
+        if source is not None:
+            raise ValueError(
+                "`acceptance` loads as many shuffled batches as it takes, got a "
+                "`source` as well, which would not be told of their scores. Drop one."
+            )
+        if self.batch_size is not None:
             raise ValueError(
                 "`acceptance` fills batches as large as the loader's, got batch_size="
                 f"{self.batch_size}. Drop it, and load batches of that size."
             )
-        if acceptance is not None and self.index_fn is not None:
+        if self.index_fn is not None:
             raise ValueError(
                 "`acceptance` puts examples of several batches together by itself, got "
                 "an `index_fn` for batches only you can take apart. Drop one of them."

@@ -30,6 +30,7 @@ PARTS = {  # groups that fill a place in a method
     "distribution": "plan.distribution",
     "selection": "plan.selection",
     "weights": "plan.weights",
+    "scheme": "source.scheme",
 }
 
 
@@ -41,7 +42,8 @@ def composed(folder: Path, *overrides: str) -> DictConfig:
 def chosen(path: Path) -> list[str]:
     group, option = path.parts
     if group in PARTS:
-        return ["method=trim", f"{group}@method.callback.{PARTS[group]}={option}"]
+        method = "rs2" if group == "scheme" else "trim"
+        return [f"method={method}", f"{group}@method.callback.{PARTS[group]}={option}"]
     return [] if group == "hydra" else [f"{group}={option}"]  # hydra's is in every run
 
 

@@ -94,8 +94,9 @@ def fit(kit, kind, source, data=None, **settings):
         for name in ("batch_size", "gate", "acceptance", "scorer")
         if name in settings
     }
-    callback = {"gate": NeverOpen(), "scorer": Loss()} | callback
-    sampling = ImportanceSamplingCallback(source=source, **callback)
+    callback = {"scorer": Loss()} | callback
+    chosen = {} if "acceptance" in callback else {"source": source}
+    sampling = ImportanceSamplingCallback(**chosen, **callback)
     look = kind(sampling, source)
     trainer = kit.trainer(sampling, look, **TWO, **settings)
     trainer.fit(Numbered(), data or numbered())
@@ -170,6 +171,8 @@ def test_accepted_examples_fill_batches_however_few_a_rank_accepts(kit):
             assert torch.equal(one, other)
             few, many = everyones(torch.tensor(self.scored))
             assert few < many
+            # Each rank has its own; a checkpoint would hand one rank's to the others.
+            assert self.sampling.state_dict()["queued"] == []
             assert len(self.epochs) - 1 == 5
             assert all(len(epoch) == 3 for epoch in self.epochs[:-1])
 

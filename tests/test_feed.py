@@ -97,7 +97,6 @@ def sourced(scheme=None, *, warm=0, every=None, share=1.0, **settings):
     source = PassSource(
         scheme or Fixed(), warm_passes=warm, rescore_every=every, rescore_share=share
     )
-    settings.setdefault("gate", NeverOpen())
     return ImportanceSamplingCallback(source=source, **settings), source
 
 

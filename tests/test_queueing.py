@@ -40,20 +40,18 @@ class Every:
 
 
 class InOrder:
-    """A scheme: every example, in order, with weights that may tell them apart."""
-
-    def __init__(self, weights=None):
-        self.weights = torch.ones(N) if weights is None else weights
+    """A scheme: every example, in order."""
 
     def __call__(self, scores, progress, generator):
-        return Pass(torch.arange(len(self.weights)), self.weights)
+        return Pass(torch.arange(len(scores)), torch.ones(len(scores)))
 
 
-def ordered(pattern, weights=None, **settings):
+def ordered(pattern, **settings):
     acceptance = LossPercentile()
     every = Every(acceptance, pattern)
-    source = PassSource(InOrder(weights), warm_passes=0)
-    return accepting(acceptance, source=source, **settings), every
+    sampling = accepting(acceptance, **settings)
+    sampling._state.source = PassSource(InOrder(), warm_passes=0)  # not shuffled
+    return sampling, every
 
 
 SEEN: list[list[int]] = []
@@ -115,22 +113,6 @@ def test_leftovers_begin_the_next_batch_in_order_and_none_is_lost(
     )
     assert trained == list(itertools.islice(accepted, len(trained)))
     assert len(trained) == 3 * N
-
-
-def test_accepted_examples_keep_the_weights_they_were_loaded_with(kit):
-    class Weighed(Counter):
-        def on_before_optimizer_step(self, optimizer):
-            self.norms.append(self.head.bias.grad.clone())
-
-    weights = torch.linspace(0.5, 3.0, N)
-    sampling, _ = ordered([False, True, True, True], weights)
-    module = Weighed()
-    kit.trainer(sampling, max_epochs=2).fit(module, numbered())
-    x, y = numbered().dataset.tensors
-    for ids, found in zip(SEEN, module.norms, strict=True):
-        gradient = (module.head(x[ids] / N)).softmax(1) - functional.one_hot(y[ids], 3)
-        expected = (gradient * weights[ids, None]).mean(0).detach()
-        torch.testing.assert_close(found, expected)
 
 
 # What a batch may hold.
@@ -215,7 +197,7 @@ def test_a_queue_may_be_full_from_a_checkpoint_alone(kit):
     rows = records(list(range(8)))
     kept = [rows["x"], rows["y"]]
     kept += [list(rows[k]) for k in ("name", "list", "numbers")]
-    kept += [torch.tensor(rows["array"]), rows["words"].tolist(), torch.ones(8)]
+    kept += [torch.tensor(rows["array"]), rows["words"].tolist()]
     sampling._state.queued = kept
     data = DataLoader(Records(), batch_size=BATCH, collate_fn=records)
     kit.trainer(sampling, max_steps=1).fit(Mixed(), data)

@@ -19,7 +19,8 @@ class PassSource(IndexSource):
     A pass is drawn in one go, so its cost is spread over all its batches and no step
     pays for the size of the dataset. Batches are always full: what is left of a pass
     begins the first batch of the next. All ranks draw the same pass and take turns in
-    it, so they share the examples out among them.
+    it, so they share the examples out among them. To score everything afresh every
+    ``r`` batches take ``redraw_every=r, rescore_every=1``.
 
     Args:
         scheme: Scores to passes.

@@ -18,7 +18,13 @@ from lightning_is.sampling.gates import (
     Warmup,
 )
 from lightning_is.sampling.numerics import capped_inclusion, check_scores, tau
-from lightning_is.sampling.passes import Pass, PassScheme, RandomSubset, Shuffled
+from lightning_is.sampling.passes import (
+    Pass,
+    PassScheme,
+    RandomSubset,
+    Shuffled,
+    Windowed,
+)
 from lightning_is.sampling.percentile import LossPercentile
 from lightning_is.sampling.plan import Drawn, ImportancePlan
 from lightning_is.sampling.priorities import Power, RankExponential, RankPower
@@ -85,6 +91,7 @@ __all__ = [
     "Warmup",
     "Weights",
     "Window",
+    "Windowed",
     "WithoutReplacement",
     "capped_inclusion",
     "check_scores",

@@ -77,9 +77,9 @@ class Prioritized:
     r"""Draw examples by their priority and weight the bias away, more and more.
 
     The weights are :math:`(1 / (N p_i))^\beta` over the largest one of the whole table
-    (`max_normalised`), with :math:`\beta` rising linearly in the progress to 1. There
-    the weighted mean is unbiased up to a common factor below 1, which acts as a smaller
-    learning rate.
+    (`max_normalised`), with :math:`\beta` rising linearly to 1 in the progress, as it
+    is when a pass begins. At 1 the weighted mean is unbiased up to a common factor
+    below 1, which acts as a smaller learning rate.
 
     Args:
         alpha: Power of the priority, at least 0; 0 is uniform.

@@ -40,7 +40,8 @@ class SoftPruned:
 
     Args:
         ratio: Probability to drop an easy example, in ``[0, 1)``.
-        until: Progress from which on everything is loaded, unweighted, in ``[0, 1]``.
+        until: Progress from which on a new pass loads everything, unweighted, in
+            ``[0, 1]``.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -1,10 +1,12 @@
 """A pass says what to load and what it counts for, honestly where that is promised."""
 
+import math
+
 import pytest
 import torch
 
 from lightning_is.sampling import passes, prioritized, selective
-from lightning_is.sampling.passes import PassScheme, RandomSubset, Shuffled
+from lightning_is.sampling.passes import PassScheme, RandomSubset, Shuffled, Windowed
 from lightning_is.sampling.priorities import Power, RankExponential, RankPower
 from lightning_is.sampling.prioritized import OnlineBatchSelection, Prioritized
 from lightning_is.sampling.selective import SoftPruned, StaleSelection
@@ -18,6 +20,7 @@ MEMBERS = [  # a new scheme joins here
     pytest.param(Prioritized(by="rank"), id="prioritized-by-rank"),
     pytest.param(SoftPruned(), id="soft-pruned"),
     pytest.param(StaleSelection(), id="stale-selection"),
+    pytest.param(Windowed(StaleSelection()), id="windowed"),
 ]
 BY_SCORE = [param for param in MEMBERS if param.id not in {"shuffled", "random-subset"}]
 WITHOUT_REPEATS = [
@@ -35,6 +38,7 @@ BIASED = [  # by design: the hard ones count for more
     pytest.param(OnlineBatchSelection(), id="online-batch-selection"),
     pytest.param(Prioritized(beta=0.0), id="prioritized"),
     pytest.param(StaleSelection(), id="stale-selection"),
+    pytest.param(Windowed(StaleSelection()), id="windowed"),
 ]
 TABLES = [
     pytest.param([1.0, 2.0, 3.0, 9.0], id="mild"),
@@ -405,3 +409,46 @@ def test_stale_selection_falls_back_on_the_highest_score():
 def test_a_setting_without_a_meaning_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("progress", "size"), [(0.0, 10), (0.2, 5), (0.5, 5), (0.8, 10), (1.0, 10)]
+)
+def test_a_windowed_scheme_acts_in_its_part_of_the_run(progress, size):
+    scheme = Windowed(RandomSubset(share=0.5), start=0.2, end=0.8)
+    indices, weights = scheme(torch.ones(10), progress, seeded())
+    assert len(indices) == size
+    assert weights.tolist() == [1.0] * size
+
+
+def test_a_window_that_is_all_of_the_run_needs_no_length():
+    drawn = Windowed(RandomSubset(share=0.5))(torch.ones(10), math.nan, seeded())
+    assert len(drawn.indices) == 5
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Windowed(Shuffled(), end=0.5),
+        OnlineBatchSelection(100.0, 1.0),
+        Prioritized(),
+        SoftPruned(),
+    ],
+)
+def test_what_changes_over_a_run_must_know_its_length(scheme):
+    with pytest.raises(ValueError, match="must know its length"):
+        scheme(torch.ones(10), math.nan, seeded())
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [OnlineBatchSelection(5.0, 5.0), Prioritized(beta=1.0), SoftPruned(0.5, 1.0)],
+)
+def test_what_does_not_change_need_not(scheme):
+    assert len(scheme(torch.ones(10), math.nan, seeded()).indices) == 10
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1)])
+def test_a_window_out_of_the_run_is_refused(start, end):
+    with pytest.raises(ValueError, match="0 <= start < end <= 1"):
+        Windowed(Shuffled(), start, end)

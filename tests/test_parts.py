@@ -1,0 +1,121 @@
+"""Parts that do not go together are refused; those that do keep the size of a step."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_is import ImportanceSamplingCallback, OversamplingDataModule
+from lightning_is.data import PassSource
+from lightning_is.sampling import (
+    AlwaysOpen,
+    ConstantVariance,
+    Gate,
+    LossPercentile,
+    NeverOpen,
+    Shuffled,
+    Sizes,
+)
+from lightning_is.scoring import GradientNorm, Loss
+
+
+def source():
+    return PassSource(Shuffled())
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "got neither `batch_size` nor `source` nor `acceptance`"),
+        ({"gate": AlwaysOpen()}, "got neither `batch_size`"),
+        ({"source": source(), "gate": NeverOpen()}, "A gate says when to draw"),
+        ({"source": source(), "scorer": GradientNorm()}, "leave another score"),
+        (
+            {"acceptance": LossPercentile(), "source": source()},
+            "a `source` as well",
+        ),
+        ({"acceptance": LossPercentile(), "batch_size": 4}, "got batch_size=4"),
+        (
+            {"acceptance": LossPercentile(), "index_fn": lambda batch, indices: batch},
+            "an `index_fn`",
+        ),
+        ({"batch_size": 4, "scale_factor": 0.0}, r"must be in \(0, 1\], got 0.0"),
+        (
+            {"batch_size": 4, "scale_factor": 0.5, "index_fn": lambda b, i: b},
+            "looks for images in the batch by itself",
+        ),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(parts, message):
+    with pytest.raises(ValueError, match=message):
+        ImportanceSamplingCallback(**parts)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"source": source()},
+        {"source": source(), "batch_size": 4, "gate": AlwaysOpen()},
+        {"acceptance": LossPercentile(), "scorer": Loss(), "gate": AlwaysOpen()},
+        {"gate": ConstantVariance()},
+    ],
+)
+def test_parts_that_go_together_are_not(parts):
+    assert ImportanceSamplingCallback(**parts).state_dict()["version"] == 2
+
+
+def test_presamples_without_a_batch_size_are_refused(kit):
+    sampling = ImportanceSamplingCallback(gate=ConstantVariance())
+    data = OversamplingDataModule(kit.loader(), 24)
+    with pytest.raises(ValueError, match="Pass `batch_size=12`"):
+        kit.trainer(sampling).fit(kit.Classifier(kit.mlp()), datamodule=data)
+
+
+class Eight(Gate):
+    """Always open, and trains on eight."""
+
+    is_open = True
+
+    def observe(self, evidence):
+        pass
+
+    def sizes(self, presample_size, batch_size):
+        return Sizes(presample_size, min(8, batch_size))
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_a_gate_that_chooses_sizes_keeps_the_size_of_the_step(kit, reduce):
+    """Also of a summed loss, which has fewer terms when fewer are trained on."""
+
+    class Summed(kit.Classifier):
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            self.seen.append(len(x))
+            return functional.cross_entropy(self.net(x), y, reduction=reduce)
+
+        def on_before_optimizer_step(self, optimizer):
+            gradients = [p.grad for p in self.parameters()]
+            found.append(nn.utils.parameters_to_vector(gradients).clone())
+
+    found: list[torch.Tensor] = []
+    x, y = kit.examples(32)
+    module = Summed(kit.mlp(), lr=0.0)
+    loss = functional.cross_entropy(module.net(x), y, reduction=reduce)
+    parts = torch.autograd.grad(loss, list(module.net.parameters()))
+    # The ordinary step is one on 16 of the 32.
+    full = nn.utils.parameters_to_vector(parts) / (2 if reduce == "sum" else 1)
+    sampling = ImportanceSamplingCallback(16, gate=Eight(), when_closed="subset")
+    data = DataLoader(TensorDataset(x, y), batch_size=16)
+    trainer = kit.trainer(sampling, max_epochs=400)
+    trainer.fit(module, datamodule=OversamplingDataModule(data, 32))
+    moves = torch.stack(found[2:]).double()
+    assert set(module.seen[2:]) == {8}
+    error = moves.std(0) / len(moves) ** 0.5
+    assert ((moves.mean(0) - full).abs() <= 5 * error + 1e-6).all()
