@@ -94,12 +94,9 @@ class Engine:
         self.list_waiting(state)
 
     def list_waiting(self, state: State) -> None:
-        """List the examples that were accepted and not yet trained on.
-
-        With several processes each has its own and a checkpoint holds one: none is.
-        """
+        """List the examples that were accepted and not yet trained on."""
         if self._queue is not None:
-            alone = self._trainer.world_size == 1
+            alone = self._trainer.world_size == 1  # else every rank has its own
             state.queued = self._queue.state_dict() if alone else []
 
     def _receive(

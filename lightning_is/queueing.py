@@ -23,7 +23,8 @@ class Queue:
 
     Every step trains on a full batch: one batch after the other is loaded and scored
     until enough were accepted, and those left over begin the next. How many were
-    accepted must be known on the host, so here the device is waited for.
+    accepted must be known on the host, so here the device is waited for. With several
+    processes each has its own examples waiting, and a checkpoint keeps none of them.
 
     Args:
         drawer: Scores.
