@@ -115,7 +115,7 @@ class ImportanceSamplingCallback(Callback):
             source = PassSource(Shuffled())  # loads as many batches as it takes
         self._state = State(gate, Progress(seed), source, acceptance)
         self.progress: Callable[[], float] | None = None
-        self._fit = Fit(settings, self._state, lambda: self.progress)
+        self._fit = Fit(settings, self._state, self)
 
     @classmethod
     def paper(  # noqa: D417

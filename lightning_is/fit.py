@@ -1,7 +1,7 @@
 """One fit after the other: its feed, from the setup on, and its engine."""
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -12,6 +12,13 @@ from lightning_is.settings import Settings
 from lightning_is.state import State
 
 
+@runtime_checkable
+class Timed(Protocol):
+    """Has a way to tell the share of the run that is over, or None to count steps."""
+
+    progress: Callable[[], float] | None
+
+
 @final
 class Fit:
     """Opens and closes what a fit needs, and leaves strategy and module as they were.
@@ -19,7 +26,7 @@ class Fit:
     Args:
         settings: Of the callback.
         state: Of its parts.
-        progress: Returns what the user gave to tell how much of the run is over.
+        owner: Knows what the user gave to tell how much of the run is over.
 
     Attributes:
         engine: Of the fit that is on.
@@ -30,9 +37,9 @@ class Fit:
         self,
         settings: Settings,
         state: State,
-        progress: Callable[[], Callable[[], float] | None],
+        owner: Timed,
     ) -> None:
-        self._settings, self._state, self._progress = settings, state, progress
+        self._settings, self._state, self._owner = settings, state, owner
         self.engine: Engine | None = None
         self.feed: Feed | None = None
 
@@ -70,7 +77,7 @@ class Fit:
 
     def _share_of(self, trainer: Trainer) -> Callable[[], float]:
         def share() -> float:
-            given = self._progress()
+            given = self._owner.progress
             return host.share_of_run(trainer) if given is None else given()
 
         return share
