@@ -16,6 +16,7 @@ from lightning_is.sampling import (
     PowerWeights,
     Proportional,
     TauGate,
+    Window,
     multinomial,
 )
 from lightning_is.sampling.passes import Shuffled
@@ -49,20 +50,19 @@ class ImportanceSamplingCallback(Callback):
             the acceptance, which then must be given.
         scorer: Scores the examples.
         plan: Distribution, selection and weights of the draw.
-        gate: Decides when to sample.
+        gate: Decides when to sample; by default, an acceptance has a `Window`.
         source: Chooses what to load, in place of the loader's sampler, by past scores;
             its weights multiply those of a draw from what was loaded.
         acceptance: Accepts loaded examples one by one until they fill a batch, while
             the gate is open, in place of source and plan.
         when_closed: Train on ``"all"`` that was loaded, or on a uniform ``"subset"`` of
             ``batch_size``, while the gate is closed.
-        head: The module, or dotted name of it, whose output the loss is computed from,
-            or several. Found on the first batch if not given.
+        head: The modules, or their dotted names, that the loss is computed from.
         per_sample_loss: ``(module, batch) -> losses`` of shape ``(n,)``, to score by
             instead of the loss of ``training_step``; while the gate is closed it is
             asked at every tenth batch, for a source at every one.
-        index_fn: ``(batch, indices) -> batch``, to pick from batches of unusual
-            structure; ``indices``, of shape ``(b,)``, is None to ask for the number.
+        index_fn: ``(batch, indices) -> batch``, to pick from unusual batches;
+            ``indices``, of shape ``(b,)``, is None to ask for the number of examples.
         score_mode: Score with dropout off (``"eval"``) or as in training (``"train"``).
         scale_factor: Score images of so much of their height and width, in ``(0, 1]``.
             Below 1, running statistics come from what is trained on.
@@ -109,10 +109,10 @@ class ImportanceSamplingCallback(Callback):
             score_mode=score_mode,
             scale_factor=scale_factor,
         )
-        settings.check_parts(gate, source, acceptance)
-        gate = EfficiencyGate() if gate is None else gate
+        settings.check_parts(gate, source, acceptance, plan)
         if acceptance is not None:
             source = PassSource(Shuffled())  # loads as many batches as it takes
+        gate = gate or (EfficiencyGate() if acceptance is None else Window())
         self._state = State(gate, Progress(seed), source, acceptance)
         self.progress: Callable[[], float] | None = None
         self._fit = Fit(settings, self._state, self)

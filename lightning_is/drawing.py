@@ -76,13 +76,7 @@ class Drawer:
     def read(self, step: Step, tap: HeadTap) -> None:
         """Read the scores that the backward pass of an ordinary step left behind."""
         tap.scale = host.gradient_scale(self._trainer)
-        scores = None if step.read is None else step.read(step.examples)
-        if scores is None:
-            return
-        if host.scales_gradients(self._trainer):
-            usable = torch.isfinite(scores).all()  # the scaler skips this step
-            scores = torch.where(usable, scores, 0.0)
-        step.scores = scores
+        step.scores = None if step.read is None else step.read(step.examples)
 
     def sample(self, step: Step, tap: HeadTap, batch: Any, wanted: int) -> Any:
         """Score a presample, draw ``wanted`` from it, and arrange for the weights."""

@@ -73,6 +73,11 @@ class Feed:
         loader = self._processing.original(loader)
         if not self._trainer.training:
             return loader
+        if self._trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+            raise ValueError(
+                "A source chooses from the whole dataset, got `overfit_batches`. Pass "
+                "a Subset of the dataset instead."
+            )
         if isinstance(getattr(loader, "dataset", None), IterableDataset):
             raise TypeError(
                 "A source chooses examples by their position, got an IterableDataset, "
@@ -157,6 +162,9 @@ class Feed:
         self._pending = None
         if event is not None:
             event.synchronize()
+        if host.scales_gradients(self._trainer):
+            seen = torch.isfinite(scores)  # a step that overflowed tells nothing
+            index, scores = index[seen], scores[seen]
         self.source.observe(index, scores)
 
     def _rescore(self, positions: Tensor) -> Tensor:

@@ -69,6 +69,8 @@ class Fit:
         """Begin to watch the batches; refuse a run of a kind not supported."""
         self._close_engine()
         host.refuse_unsupported(trainer, module)
+        if self._state.acceptance is not None:
+            host.refuse_uneven(trainer, module)
         share = self._share_of(trainer)
         self.engine = Engine(
             *(trainer, module, self._settings, self._state),

@@ -66,6 +66,21 @@ def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
         )
 
 
+def refuse_uneven(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse layers that make ranks wait for one another in every forward pass.
+
+    Raises:
+        RuntimeError: If ranks, which will make different numbers of them, would hang.
+    """
+    layers = [m for m in module.modules() if isinstance(m, nn.SyncBatchNorm)]
+    if trainer.world_size > 1 and layers:
+        raise RuntimeError(
+            "Ranks that accept different numbers of examples score different numbers "
+            "of batches, got SyncBatchNorm, which would wait for ever. Use ordinary "
+            "batch normalisation, or a method that scores as many on every rank."
+        )
+
+
 def refuse_empty(trainer: Trainer) -> None:
     """Refuse a training loader without batches, which Lightning passes in silence.
 
@@ -103,18 +118,18 @@ def epochs(trainer: Trainer) -> float:
 def share_of_run(trainer: Trainer) -> float:
     """Return the share of the run that is over, NaN if its length is unknown.
 
-    Counted in steps, or in the time of `Trainer(max_time=...)` if more of it is over.
+    Counted in steps or, on one process, in the time of `Trainer(max_time=...)` if more
+    of that is over: the clocks of several differ, and they must not.
     """
     total = trainer.estimated_stepping_batches
     shares = [trainer.global_step / total] if 0 < total < float("inf") else []
-    for callback in callbacks(trainer):
+    timers = callbacks(trainer) if trainer.world_size == 1 else []
+    for callback in timers:
         if isinstance(callback, Timer):
             left = callback.time_remaining("train")
             spent = callback.time_elapsed("train")
             if left is not None:
-                share = spent / max(spent + left, 1e-9)
-                # Clocks differ, and ranks must not.
-                shares.append(float(trainer.strategy.broadcast(share)))
+                shares.append(spent / max(spent + left, 1e-9))
     return min(max(shares), 1.0) if shares else float("nan")
 
 

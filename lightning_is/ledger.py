@@ -66,6 +66,9 @@ class Ledger:
 
     def prospect(self, scores: Tensor) -> Tensor:
         """Return the moments of a uniform step, as if it had been drawn from."""
+        if host.scales_gradients(self._trainer):
+            usable = torch.isfinite(scores).all()  # the scaler skips this step
+            scores = torch.where(usable, scores, 0.0)
         presample = max(self.presample_size, 1)
         share = self._wanted(presample) / presample
         drawn = min(max(1, round(share * len(scores))), len(scores))
@@ -138,13 +141,13 @@ class Ledger:
         """
         wanted = self._settings.batch_size
         sampler = host.presample_sampler(self._trainer)
+        if sampler is not None and self._gate.chooses_size:
+            raise ValueError(
+                f"{type(self._gate).__name__} chooses a part of the loader's own "
+                "batches, got presamples of an OversamplingDataModule. Pass the data "
+                "module that it wraps."
+            )
         if wanted is None:
-            if sampler is not None:
-                raise ValueError(
-                    "Presamples are for who says how much of them to train on, got an "
-                    "OversamplingDataModule and no `batch_size`. Pass "
-                    f"`batch_size={sampler.batch_size}`, or the data as they are."
-                )
             return
         given = host.loader_batch_size(self._trainer)
         if sampler is not None and sampler.batch_size != wanted:

@@ -29,8 +29,7 @@ class Queue:
     Args:
         drawer: Scores.
         acceptance: Accepts.
-        more: Loads and moves one more batch, and returns it with its weights.
-
+        more: Loads and moves one more batch.
     """
 
     def __init__(

@@ -78,6 +78,7 @@ class Settings:
         gate: Gate | None,
         source: IndexSource | None,
         acceptance: LossPercentile | None,
+        plan: ImportancePlan | None,
     ) -> None:
         """Refuse parts, as the user gave them, that do not go together.
 
@@ -95,8 +96,14 @@ class Settings:
         if not draws and gate is not None:
             raise ValueError(
                 "A gate says when to draw from what was loaded, got one with a source "
-                "alone, which chooses what to load. Put its scheme into `Windowed` to "
-                "use it for a part of the run, or pass `batch_size` to draw as well."
+                "alone, which chooses what to load. Give `PassSource` a `start` and an "
+                "`end` instead, or pass `batch_size` to draw as well."
+            )
+        planned = plan is not None or self.when_closed == "subset"
+        if planned and (acceptance is not None or not draws):
+            raise ValueError(
+                "`plan` and `when_closed` are of draws from what was loaded, got one "
+                "where there are none. Pass `batch_size` to draw, or drop it."
             )
         if source is not None and isinstance(self.scorer, GradientNorm):
             raise ValueError(

@@ -641,3 +641,9 @@ def test_the_share_of_an_endless_run_is_unknown(kit):
     kit.trainer(shares, Stop(), max_epochs=-1).fit(LookUp(), numbered())
     assert len(shares.seen) == 4
     assert np.isnan(shares.seen).all()
+
+
+def test_a_source_refuses_to_overfit_a_few_batches(kit):
+    trainer = kit.trainer(sourced()[0], overfit_batches=1)
+    with pytest.raises(ValueError, match="got `overfit_batches`"):
+        trainer.fit(LookUp(), numbered())

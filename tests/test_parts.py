@@ -12,10 +12,12 @@ from lightning_is.sampling import (
     AlwaysOpen,
     ConstantVariance,
     Gate,
+    ImportancePlan,
     LossPercentile,
     NeverOpen,
     Shuffled,
     Sizes,
+    Window,
 )
 from lightning_is.scoring import GradientNorm, Loss
 
@@ -39,6 +41,14 @@ def source():
         (
             {"acceptance": LossPercentile(), "index_fn": lambda batch, indices: batch},
             "an `index_fn`",
+        ),
+        (
+            {"acceptance": LossPercentile(), "plan": ImportancePlan()},
+            "of draws from what was loaded",
+        ),
+        (
+            {"source": source(), "when_closed": "subset"},
+            "of draws from what was loaded",
         ),
         ({"batch_size": 4, "scale_factor": 0.0}, r"must be in \(0, 1\], got 0.0"),
         (
@@ -65,10 +75,16 @@ def test_parts_that_go_together_are_not(parts):
     assert ImportanceSamplingCallback(**parts).state_dict()["version"] == 2
 
 
-def test_presamples_without_a_batch_size_are_refused(kit):
-    sampling = ImportanceSamplingCallback(gate=ConstantVariance())
+def test_an_acceptance_selects_after_the_first_epoch_unless_told_otherwise():
+    sampling = ImportanceSamplingCallback(acceptance=LossPercentile())
+    assert isinstance(sampling.gate, Window)
+
+
+@pytest.mark.parametrize("batch_size", [None, 12])
+def test_a_gate_that_chooses_from_batches_refuses_presamples(kit, batch_size):
+    sampling = ImportanceSamplingCallback(batch_size, gate=ConstantVariance())
     data = OversamplingDataModule(kit.loader(), 24)
-    with pytest.raises(ValueError, match="Pass `batch_size=12`"):
+    with pytest.raises(ValueError, match="ConstantVariance chooses a part"):
         kit.trainer(sampling).fit(kit.Classifier(kit.mlp()), datamodule=data)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_is.data.source import IndexSource, Loading
+from lightning_is.sampling.gate import check_progress
 from lightning_is.sampling.numerics import check_scores
 from lightning_is.sampling.passes import Pass, PassScheme, Shuffled
 
@@ -31,6 +32,9 @@ class PassSource(IndexSource):
             by a forward pass over the dataset; None never does. Those of the examples
             trained on are always kept, for free.
         rescore_share: Share of the dataset to score afresh, the highest scores first.
+        start: Share of the run from which on passes go by the scheme, in ``[0, end)``;
+            before and after they hold everything once, shuffled.
+        end: Share of the run until which they do, in ``(start, 1]``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -51,6 +55,8 @@ class PassSource(IndexSource):
         redraw_every: int | None = None,
         rescore_every: int | None = None,
         rescore_share: float = 1.0,
+        start: float = 0.0,
+        end: float = 1.0,
     ) -> None:
         _at_least("warm_passes", warm_passes, 0)
         _at_least("redraw_every", redraw_every, 1)
@@ -60,6 +66,12 @@ class PassSource(IndexSource):
                 f"`rescore_share` must be in (0, 1], got {rescore_share}. 1 scores the "
                 "whole dataset afresh."
             )
+        if not 0 <= start < end <= 1:
+            raise ValueError(
+                "`start` and `end` must be shares of the run with 0 <= start < end <= "
+                f"1, got {start} and {end}."
+            )
+        self.start, self.end = start, end
         self.scheme, self.warm_passes = scheme, warm_passes
         self.redraw_every, self.rescore_every = redraw_every, rescore_every
         self.rescore_share = rescore_share
@@ -128,15 +140,22 @@ class PassSource(IndexSource):
                 "A source must be bound to a dataset before it draws. Pass it to "
                 "ImportanceSamplingCallback(source=...), which binds it."
             )
-        ours = self._passes - self.warm_passes
-        if self.rescore_every and ours >= 0 and ours % self.rescore_every == 0:
+        ours, progress = self._passes - self.warm_passes, loading.progress()
+        chooses = ours >= 0 and self._is_within(progress)
+        if self.rescore_every and chooses and ours % self.rescore_every == 0:
             self._rescore(loading)
-        scheme = self.scheme if ours >= 0 else Shuffled()
+        scheme = self.scheme if chooses else Shuffled()
         generator = loading.generator(self._passes, shared=True)
-        self._pass = scheme(self._scores, loading.progress(), generator)
+        self._pass = scheme(self._scores, progress, generator)
         self._part = None
         self._passes += 1
         self._taken = self._batches = 0
+
+    def _is_within(self, progress: float) -> bool:
+        if self.start == 0 and self.end == 1:
+            return True
+        check_progress(progress)
+        return self.start <= progress < self.end
 
     def _rescore(self, loading: Loading) -> None:
         wanted = max(1, round(self.rescore_share * loading.examples))

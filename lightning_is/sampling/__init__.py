@@ -23,7 +23,6 @@ from lightning_is.sampling.passes import (
     PassScheme,
     RandomSubset,
     Shuffled,
-    Windowed,
 )
 from lightning_is.sampling.percentile import LossPercentile
 from lightning_is.sampling.plan import Drawn, ImportancePlan
@@ -91,7 +90,6 @@ __all__ = [
     "Warmup",
     "Weights",
     "Window",
-    "Windowed",
     "WithoutReplacement",
     "capped_inclusion",
     "check_scores",

@@ -14,8 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from lightning_is.sampling.gate import check_progress
-
 
 class Pass(NamedTuple):
     """Examples to load, in this order, and what each counts for.
@@ -65,53 +63,6 @@ class Shuffled:
         """Draw a permutation."""
         order = torch.randperm(len(scores), generator=generator)
         return Pass(order, torch.ones(len(order)))
-
-
-@dataclass(frozen=True)
-class Windowed:
-    """Go by a scheme in a part of the run; before and after, load everything once.
-
-    It looks at each pass as it begins.
-
-    Args:
-        scheme: What to go by.
-        start: Progress from which on, in ``[0, end)``.
-        end: Progress at which to stop, in ``(start, 1]``.
-
-    Raises:
-        ValueError: If an argument is out of range; on call, if the window is not all
-            of the run and nobody knows how long that is.
-
-    References:
-        The switches of Selective-Backprop in MosaicML's Composer.
-
-    Example:
-        >>> scheme = Windowed(RandomSubset(share=0.5), start=0.5)
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> [len(scheme(torch.ones(8), t, generator).indices) for t in (0.1, 0.6)]
-        [8, 4]
-    """
-
-    scheme: PassScheme
-    start: float = 0.0
-    end: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end <= 1:
-            raise ValueError(
-                "`start` and `end` must be shares of the run with 0 <= start < end <= "
-                f"1, got {self.start} and {self.end}."
-            )
-
-    def __call__(
-        self, scores: Float[Tensor, " N"], progress: float, generator: Generator
-    ) -> Pass:
-        """Draw a pass."""
-        if self.start > 0 or self.end < 1:
-            check_progress(progress)
-        outside = progress < self.start or progress >= self.end
-        scheme = Shuffled() if outside else self.scheme
-        return scheme(scores, progress, generator)
 
 
 @dataclass(frozen=True)

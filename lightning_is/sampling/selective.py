@@ -16,7 +16,6 @@ from lightning_is.sampling.passes import Pass, Shuffled
 from lightning_is.sampling.percentile import (
     acceptance_chance,
     check_selectivity,
-    share_below,
 )
 from lightning_is.sampling.priorities import check_known
 
@@ -95,7 +94,8 @@ class StaleSelection:
 
     .. math:: P(\text{load}) = \max\bigl(\text{floor}, \mathrm{CDF}(s_i)^\beta\bigr)
 
-    with the CDF over the whole table, counting only what lies strictly below. Each
+    with the CDF over the whole table, counting what lies strictly below and, of equal
+    scores, half the others, or a table of equal scores would load nobody. Each
     example is decided on by itself; about :math:`1 / (1 + \beta)` of them are loaded,
     each once, unweighted, so training is biased by design. Examples never seen are
     loaded for certain, and if chance picks nobody, the highest score alone is.
@@ -131,12 +131,19 @@ class StaleSelection:
         """Draw a pass."""
         check_known(scores)
         ordered, order = scores.sort()
-        shares = share_below(ordered, ordered).masked_fill(ordered == torch.inf, 1.0)
+        shares = _places(ordered).masked_fill(ordered == torch.inf, 1.0)
         chances = acceptance_chance(shares, self.beta, self.floor)
         accepted = torch.rand(len(scores), generator=generator) < chances
         accepted[-1] |= ~accepted.any()
         indices = order[_in_random_order(accepted, generator)]
         return Pass(indices, torch.ones(len(indices)))
+
+
+def _places(ordered: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Return the share of a sorted table below each score; equals share places."""
+    first = torch.searchsorted(ordered, ordered)
+    last = torch.searchsorted(ordered, ordered, right=True) - 1
+    return (first + last).float() / (2 * len(ordered))
 
 
 def _below_mean(scores: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:

@@ -175,6 +175,8 @@ def test_scores_that_are_none_are_refused(bad):
         ({"redraw_every": 0}, "`redraw_every` must be at least 1, got 0"),
         ({"rescore_every": 0}, "`rescore_every` must be at least 1, got 0"),
         ({"rescore_share": 0.0}, r"`rescore_share` must be in \(0, 1\], got 0.0"),
+        ({"start": 0.5, "end": 0.5}, "0 <= start < end <= 1, got 0.5 and 0.5"),
+        ({"end": 1.1}, "got 0.0 and 1.1"),
         ({"rescore_share": 1.5}, r"`rescore_share` must be in \(0, 1\], got 1.5"),
     ],
 )
@@ -186,3 +188,27 @@ def test_settings_out_of_range_are_refused(settings, message):
 def test_a_source_without_a_dataset_is_refused():
     with pytest.raises(RuntimeError, match="bound to a dataset"):
         PassSource(Shuffled()).draw(1)
+
+
+@pytest.mark.parametrize(
+    ("progress", "chooses"), [(0.1, 0), (0.2, 1), (0.7, 1), (0.8, 0)]
+)
+def test_a_source_chooses_in_its_part_of_the_run_alone(progress, chooses):
+    asked = []
+
+    def rescore(positions):
+        asked.append(len(positions))
+        return torch.zeros(len(positions))
+
+    source = PassSource(Highest(3), warm_passes=0, rescore_every=1, start=0.2, end=0.8)
+    source.bind(loading(rescore=rescore, progress=lambda: progress))
+    source.draw(1)
+    assert source.pass_size == (3 if chooses else 10)
+    assert len(asked) == chooses
+
+
+def test_a_part_of_a_run_must_know_its_length():
+    source = PassSource(Shuffled(), warm_passes=0, end=0.5)
+    source.bind(loading(progress=lambda: float("nan")))
+    with pytest.raises(ValueError, match="must know its length"):
+        source.draw(1)

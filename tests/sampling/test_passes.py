@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_is.sampling import passes, prioritized, selective
-from lightning_is.sampling.passes import PassScheme, RandomSubset, Shuffled, Windowed
+from lightning_is.sampling.passes import PassScheme, RandomSubset, Shuffled
 from lightning_is.sampling.priorities import Power, RankExponential, RankPower
 from lightning_is.sampling.prioritized import OnlineBatchSelection, Prioritized
 from lightning_is.sampling.selective import SoftPruned, StaleSelection
@@ -20,7 +20,6 @@ MEMBERS = [  # a new scheme joins here
     pytest.param(Prioritized(by="rank"), id="prioritized-by-rank"),
     pytest.param(SoftPruned(), id="soft-pruned"),
     pytest.param(StaleSelection(), id="stale-selection"),
-    pytest.param(Windowed(StaleSelection()), id="windowed"),
 ]
 BY_SCORE = [param for param in MEMBERS if param.id not in {"shuffled", "random-subset"}]
 WITHOUT_REPEATS = [
@@ -38,7 +37,6 @@ BIASED = [  # by design: the hard ones count for more
     pytest.param(OnlineBatchSelection(), id="online-batch-selection"),
     pytest.param(Prioritized(beta=0.0), id="prioritized"),
     pytest.param(StaleSelection(), id="stale-selection"),
-    pytest.param(Windowed(StaleSelection()), id="windowed"),
 ]
 TABLES = [
     pytest.param([1.0, 2.0, 3.0, 9.0], id="mild"),
@@ -313,8 +311,8 @@ def test_equal_scores_are_not_below_their_own_mean(value, count):
 @pytest.mark.parametrize(
     ("beta", "floor", "expected"),
     [
-        pytest.param(1.0, 0.0, [0.0, 0.2, 0.2, 0.6, 1.0], id="plain"),
-        pytest.param(2.0, 0.0, [0.0, 0.04, 0.04, 0.36, 1.0], id="strict"),
+        pytest.param(1.0, 0.0, [0.0, 0.3, 0.3, 0.6, 1.0], id="plain"),
+        pytest.param(2.0, 0.0, [0.0, 0.09, 0.09, 0.36, 1.0], id="square"),
         pytest.param(1.0, 0.3, [0.3, 0.3, 0.3, 0.6, 1.0], id="floor"),
     ],
 )
@@ -412,24 +410,8 @@ def test_a_setting_without_a_meaning_is_refused(make, message):
 
 
 @pytest.mark.parametrize(
-    ("progress", "size"), [(0.0, 10), (0.2, 5), (0.5, 5), (0.8, 10), (1.0, 10)]
-)
-def test_a_windowed_scheme_acts_in_its_part_of_the_run(progress, size):
-    scheme = Windowed(RandomSubset(share=0.5), start=0.2, end=0.8)
-    indices, weights = scheme(torch.ones(10), progress, seeded())
-    assert len(indices) == size
-    assert weights.tolist() == [1.0] * size
-
-
-def test_a_window_that_is_all_of_the_run_needs_no_length():
-    drawn = Windowed(RandomSubset(share=0.5))(torch.ones(10), math.nan, seeded())
-    assert len(drawn.indices) == 5
-
-
-@pytest.mark.parametrize(
     "scheme",
     [
-        Windowed(Shuffled(), end=0.5),
         OnlineBatchSelection(100.0, 1.0),
         Prioritized(),
         SoftPruned(),
@@ -448,7 +430,9 @@ def test_what_does_not_change_need_not(scheme):
     assert len(scheme(torch.ones(10), math.nan, seeded()).indices) == 10
 
 
-@pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1)])
-def test_a_window_out_of_the_run_is_refused(start, end):
-    with pytest.raises(ValueError, match="0 <= start < end <= 1"):
-        Windowed(Shuffled(), start, end)
+def test_equal_scores_share_their_places():
+    scores = torch.cat([torch.zeros(600), torch.ones(400)])
+    indices = StaleSelection()(scores, 0.0, seeded()).indices
+    low, high = int((indices < 600).sum()), int((indices >= 600).sum())
+    assert abs(low - 600 * 0.2995) < 4 * (600 * 0.3 * 0.7) ** 0.5
+    assert abs(high - 400 * 0.7995) < 4 * (400 * 0.8 * 0.2) ** 0.5
