@@ -75,8 +75,9 @@ class Drawer:
 
     def read(self, step: Step, tap: HeadTap) -> None:
         """Read the scores that the backward pass of an ordinary step left behind."""
-        tap.scale = host.gradient_scale(self._trainer)
-        step.scores = None if step.read is None else step.read(step.examples)
+        if step.read is not None:
+            tap.scale = host.gradient_scale(self._trainer)
+            step.scores = step.read(step.examples)
 
     def sample(self, step: Step, tap: HeadTap, batch: Any, wanted: int) -> Any:
         """Score a presample, draw ``wanted`` from it, and arrange for the weights."""
