@@ -153,6 +153,6 @@ def check_progress(progress: float) -> None:
     if isnan(progress):
         raise ValueError(
             "What changes over a run must know its length, got a Trainer without one. "
-            "Set `max_epochs`, `max_steps` or `max_time`, or have the callback's "
-            "`progress` return the share of the run that is over."
+            "Set `max_epochs` or `max_steps` (or, on one process, `max_time`), or have "
+            "the callback's `progress` return the share of the run that is over."
         )
