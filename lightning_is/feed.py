@@ -110,6 +110,8 @@ class Feed:
         # Of a checkpoint, or of the loader that this one replaces.
         before = self._state.under_way if self._made is None else self._made.under_way
         made.under_way.extend(Pass(*drawn) for drawn in before)
+        if self._made is not None:
+            self._made.release()
         self._made = made
         return made
 

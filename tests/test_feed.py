@@ -1,5 +1,7 @@
 """A source chooses what to load; the user's module, hooks and loader stay theirs."""
 
+import gc
+import multiprocessing
 import random
 
 import lightning as L
@@ -407,6 +409,38 @@ def test_batches_left_by_a_limited_epoch_come_in_the_next(kit, workers):
     trained = [i for ids in module.ids[-12:] for i in ids]
     for begin in range(0, 72, N):
         assert sorted(trained[begin : begin + N]) == list(range(N))
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_end_with_their_epoch_and_not_with_a_garbage_collection(
+    kit, persistent
+):
+    """A collection would take the queues first, and then wait for each worker."""
+
+    class Own(LookUp):
+        def train_dataloader(self):
+            return numbered(num_workers=2, persistent_workers=persistent)
+
+        def on_train_batch_start(self, batch, batch_idx):
+            alive.append(len(multiprocessing.active_children()))
+
+    alive = []
+    gc.collect()
+    gc.disable()
+    try:
+        sampling, _ = sourced(Shuffled(), every=1, scorer=Loss())
+        trainer = kit.trainer(
+            sampling,
+            max_epochs=3,
+            limit_train_batches=3,
+            reload_dataloaders_every_n_epochs=2,
+        )
+        trainer.fit(Own())
+        left = len(multiprocessing.active_children())
+    finally:
+        gc.enable()
+    assert alive == [2] * 9
+    assert left == 0
 
 
 def test_fewer_workers_than_before_lose_nothing_that_was_under_way(kit, tmp_path):

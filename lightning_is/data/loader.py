@@ -1,7 +1,7 @@
 """A loader whose examples are chosen by a source, and that tells which they are."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -124,12 +124,13 @@ class IndexedLoader(DataLoader[Any]):
     """
 
     arrived: tuple[Tensor, Tensor] | None = None
-    _stream: Iterator[Any] = iter(())
+    _stream: Generator[Any, None, None] | None = None
     _begin = 0  # batches of an epoch that the next iterator leaves out
     _fetched = 0  # batches of the current epoch
 
     @override
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.release()
         self._stream = self._plain()
         return self._stream
 
@@ -140,11 +141,19 @@ class IndexedLoader(DataLoader[Any]):
 
     def more(self) -> Any:
         """Return the next batch of the current iterator."""
+        assert self._stream is not None  # noqa: S101  a batch of it is in hand
         return next(self._stream)
 
     def release(self) -> None:
-        """Let go of the iterator, and with it of its workers."""
-        self._stream = iter(())
+        """End the current iterator, and with it its workers.
+
+        It and the loader hold each other. Left to the garbage collector, the queues of
+        the workers would go before the iterator can tell these to stop: PyTorch then
+        waits five seconds for each.
+        """
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far into the epoch this is; the source's state is not its own."""
