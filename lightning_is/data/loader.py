@@ -131,8 +131,8 @@ class IndexedLoader(DataLoader[Any]):
     @override
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.release()
-        self._stream = self._plain()
-        return self._stream
+        self._stream = stream = self._plain()
+        return stream
 
     @property
     def under_way(self) -> "deque[Pass]":
@@ -163,7 +163,7 @@ class IndexedLoader(DataLoader[Any]):
         """Begin the next iterator within an epoch, which ends where it would have."""
         self._begin = int(state_dict["fetched"])
 
-    def _plain(self) -> Iterator[Any]:
+    def _plain(self) -> Generator[Any, None, None]:
         batches = _index_batches(self)
         batches.begin = self._fetched = self._begin
         self._begin = 0
