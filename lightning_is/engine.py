@@ -55,8 +55,8 @@ class Engine:
         is_active: Callable[[], bool],
     ) -> None:
         self._trainer, self._module, self._settings = trainer, module, settings
-        self._gate, self._is_active = state.gate, is_active
-        self.ledger = Ledger(trainer, state.gate, settings, progress)
+        self._gate, self._is_active, self._counts = state.gate, is_active, state.draws
+        self.ledger = Ledger(trainer, state.gate, settings, progress, state.draws)
         self._runner = StepRunner(trainer, module, settings)
         self._inspector = Inspector(module, settings, self._runner)
         self._tap: HeadTap | None = None  # from the first batch on
@@ -235,7 +235,8 @@ class Engine:
     def _ask_for_losses(self, step: Step, tap: HeadTap, batch: Any) -> bool:
         """Score a closed step by the user's own losses, if it is time to."""
         every = _PROBE_EVERY if self._feed is None else 1  # it wants to know of all
-        if self._settings.per_sample_loss is None or (self.ledger.batches - 1) % every:
+        asks = (self._counts.batches - 1) % every == 0
+        if self._settings.per_sample_loss is None or not asks:
             return False
         scored = self._drawer.score(tap, batch, step.examples, update_statistics=False)
         step.scores = None if scored is None else scored.scores

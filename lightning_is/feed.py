@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     IterableDataset,
     RandomSampler,
@@ -20,10 +21,10 @@ from torch.utils.data.distributed import DistributedSampler
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_is import host
-from lightning_is.data.loader import IndexedLoader, indexed
-from lightning_is.data.pass_source import PassSource
+from lightning_is.data.loader import IndexedLoader, indexed, rebuilt
 from lightning_is.data.source import IndexSource, Loading
 from lightning_is.datamodule import plain_parts
+from lightning_is.monitor import Readback
 from lightning_is.sampling.passes import Pass
 from lightning_is.scoring.context import random_states_kept
 from lightning_is.state import State
@@ -56,7 +57,8 @@ class Feed:
         self._progress = progress
         self._user_loader: DataLoader[Any] | None = None
         self._made: IndexedLoader | None = None
-        self._pending: tuple[Tensor, Tensor, torch.cuda.Event | None] | None = None
+        self._index: Tensor | None = None  # of the scores that are on their way
+        self._readback = Readback()
         self.score: ScoreBatch | None = None
         self._processing = host.Shadow(
             trainer.strategy, "process_dataloader", self._process
@@ -86,11 +88,13 @@ class Feed:
             )
         sampler, batch_size = plain_parts(loader)
         # Not of a class derived from them: Lightning's wrapper of others is one.
-        if type(sampler) not in _ORDINARY:
+        whole = type(sampler) in _ORDINARY and _covers(sampler, loader.dataset)
+        if not whole:
             raise TypeError(
                 "A source of examples takes the place of the loader's sampler, got a "
-                f"{type(sampler).__name__}, which would be lost. Use `shuffle=True`, "
-                "and a Subset of the dataset to leave examples out."
+                f"{type(sampler).__name__} with a choice of its own, which would be "
+                "lost. Use `shuffle=True`, and a Subset of the dataset to leave "
+                "examples out."
             )
         self._user_loader = loader
         self.source.bind(
@@ -148,22 +152,14 @@ class Feed:
             trainer, device = self._trainer, self._trainer.strategy.root_device
             index = host.gathered(trainer, index.to(device)).flatten().cpu()
             scores = host.gathered(trainer, scores.detach().float()).flatten()
-        event = None
-        if scores.device.type == "cuda":
-            pinned = torch.empty(scores.shape, dtype=scores.dtype, pin_memory=True)
-            scores = pinned.copy_(scores.detach(), non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-        self._pending = (index, scores.detach(), event)
+        self._index = index
+        self._readback.push(scores)
 
     def settle(self) -> None:
         """Hand over what was sent, once it has arrived."""
-        if self._pending is None:
+        index, scores = self._index, self._readback.pop()
+        if index is None or scores is None:
             return
-        index, scores, event = self._pending
-        self._pending = None
-        if event is not None:
-            event.synchronize()
         if host.scales_gradients(self._trainer):
             seen = torch.isfinite(scores)  # a step that overflowed tells nothing
             index, scores = index[seen], scores[seen]
@@ -175,12 +171,11 @@ class Feed:
         trainer, user, score = self._trainer, self._user_loader, self.score
         assert user is not None and score is not None  # noqa: S101, PT018  the fit is on
         world, size = trainer.world_size, plain_parts(user)[1]
-        ours = PassSource(_Listed(positions), warm_passes=0)
-        ours.bind(
-            Loading(None, 1, 0, float, abs, trainer.global_rank, trainer.world_size)
-        )
         rounds = -(-len(positions) // world)
-        loader = indexed(user, ours, size, -(-rounds // size))
+        # Batches are full, and as many on every rank: the last one begins again.
+        turns = torch.arange(-(-rounds // size) * size) * world + trainer.global_rank
+        ours = positions[turns % len(positions)].tolist()
+        loader = rebuilt(user, BatchSampler(ours, size, drop_last=True))
         loader.generator = torch.Generator()  # the base seed of its workers
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
         with random_states_kept(trainer.strategy.root_device):
@@ -201,13 +196,8 @@ class Feed:
         return [(it.indices, it.weights) for it in self._made.under_way]
 
 
-class _Listed:
-    """A pass scheme: the given positions in the given order."""
-
-    def __init__(self, positions: Tensor) -> None:
-        self.positions = positions
-
-    def __call__(
-        self, scores: Tensor, progress: float, generator: torch.Generator
-    ) -> Pass:
-        return Pass(self.positions, torch.ones(len(self.positions)))
+def _covers(sampler: Any, dataset: Any) -> bool:
+    """Whether a sampler yields every example of a dataset once."""
+    if isinstance(sampler, DistributedSampler):
+        return len(sampler.dataset) == len(dataset)  # type: ignore[arg-type]
+    return len(sampler) == len(dataset) and not getattr(sampler, "replacement", False)

@@ -13,7 +13,7 @@ from lightning_is.monitor import Readback
 from lightning_is.sampling.gate import Evidence, Gate
 from lightning_is.sampling.moments import evidence, moments
 from lightning_is.sampling.numerics import check_scores
-from lightning_is.settings import Settings
+from lightning_is.settings import Progress, Settings
 
 
 @final
@@ -25,11 +25,12 @@ class Ledger:
         gate: Is told, and asked what the loader should emit.
         settings: Of the callback.
         progress: Returns the share of the run that is over.
+        counts: Of batches and steps, updated in place.
 
     Attributes:
         last: The evidence last handed over.
-        largest: Examples of the largest batch seen.
-        batches: How many batches were seen.
+        largest: Examples of the largest batch of this fit.
+        batches: Batches of this fit.
     """
 
     def __init__(
@@ -38,20 +39,21 @@ class Ledger:
         gate: Gate,
         settings: Settings,
         progress: Callable[[], float],
+        counts: Progress,
     ) -> None:
         self._trainer, self._gate, self._settings = trainer, gate, settings
-        self._progress = progress
+        self._progress, self._counts = progress, counts
         self._readback = Readback()
         self._scores: Tensor | None = None  # behind what is being read back
         self.last: Evidence | None = None
         self.largest = 0
         self.batches = 0
-        self._steps = 0  # since the gate was last told
 
     def note(self, size: int) -> None:
         """Take in the size of a batch that arrived."""
         self.largest = max(self.largest, size)
         self.batches += 1
+        self._counts.batches += 1
 
     @property
     def presample_size(self) -> int:
@@ -61,7 +63,7 @@ class Ledger:
 
     def is_due(self) -> bool:
         """Whether a step should be looked at: for the gate, or for the logs."""
-        due = self._steps + 1 >= self._gate.interval
+        due = self._counts.pending + 1 >= self._gate.interval
         return due or host.logs_now(self._trainer)
 
     def prospect(self, scores: Tensor) -> Tensor:
@@ -87,7 +89,7 @@ class Ledger:
             packed = torch.cat([packed, size / self._trainer.world_size])
             reduced = self._trainer.strategy.reduce(packed, reduce_op="sum")
             packed = torch.as_tensor(reduced)
-        self._steps += 1
+        self._counts.pending += 1
         if packed is not None:
             self._scores = scores
             self._readback.push(packed)
@@ -99,9 +101,10 @@ class Ledger:
             ValueError: If its scores were NaN, infinite or negative on an accelerator,
                 where this is found out now.
         """
-        packed = self._readback.pop()
-        if packed is None:
+        arrived = self._readback.pop()
+        if arrived is None:
             return
+        packed = arrived.tolist()
         faults = packed[5]
         size = round(packed[6]) if len(packed) > 6 else self.presample_size
         if faults > 0:
@@ -111,9 +114,9 @@ class Ledger:
                 f"Scores must be finite and at least 0, got {faults:.0f} that are "
                 "not on another rank. Its message says which."
             )
-        found = evidence(packed[:6], size, self._wanted(size), self._steps)
+        found = evidence(packed[:6], size, self._wanted(size), self._counts.pending)
         if found is not None:
-            self._steps = 0
+            self._counts.pending = 0
             self.last = replace(
                 found, progress=self._progress(), epochs=host.epochs(self._trainer)
             )
@@ -146,6 +149,12 @@ class Ledger:
                 f"{type(self._gate).__name__} chooses a part of the loader's own "
                 "batches, got presamples of an OversamplingDataModule. Pass the data "
                 "module that it wraps."
+            )
+        if sampler is None and self._gate.needs_presamples:
+            raise ValueError(
+                f"{type(self._gate).__name__} must be able to ask for more examples "
+                "than a batch has, got a loader of its own. Wrap the data in an "
+                "OversamplingDataModule."
             )
         if wanted is None:
             return

@@ -31,14 +31,13 @@ class Readback:
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
-    def pop(self) -> list[float] | None:
-        """Return the values once, or None where there are none."""
+    def pop(self) -> Tensor | None:
+        """Return the values once, on the host, or None where there are none."""
         if self._pending is None:
             return None
         if self._arrived is not None:
             self._arrived.synchronize()
-        values: list[float] = self._pending.tolist()
-        self._pending = None
+        values, self._pending = self._pending, None
         return values
 
 

@@ -99,6 +99,11 @@ class Settings:
                 "alone, which chooses what to load. Give `PassSource` a `start` and an "
                 "`end` instead, or pass `batch_size` to draw as well."
             )
+        if sizes and self.batch_size is not None:
+            raise ValueError(
+                f"{type(gate).__name__} chooses how many examples to train on, got "
+                f"`batch_size={self.batch_size}` as well. Drop one of them."
+            )
         planned = plan is not None or self.when_closed == "subset"
         if planned and (acceptance is not None or not draws):
             raise ValueError(
@@ -160,7 +165,13 @@ class Settings:
 
 @dataclass
 class Progress:
-    """What survives a checkpoint besides the gate: two integers.
+    """What survives a checkpoint besides the gate: a few integers.
+
+    Attributes:
+        seed: Of the draws.
+        draws: Made so far.
+        batches: Seen so far.
+        pending: Steps since the gate was last told of any.
 
     Raises:
         ValueError: If ``seed`` is negative.
@@ -168,6 +179,8 @@ class Progress:
 
     seed: int
     draws: int = 0
+    batches: int = 0
+    pending: int = 0
 
     def __post_init__(self) -> None:
         if self.seed < 0:

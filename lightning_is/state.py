@@ -1,4 +1,4 @@
-"""What survives a checkpoint: every part that learns from the run, and two integers."""
+"""What survives a checkpoint: every part that learns from the run, and some counts."""
 
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -18,7 +18,7 @@ class State:
 
     Attributes:
         gate: Decides when to sample.
-        draws: Seed and number of draws.
+        draws: Seed and counts.
         source: Chooses what to load, if there is one.
         acceptance: Accepts examples one by one, if there is one.
         under_way: Batches that were drawn and not yet trained on, for the next feed.
@@ -39,6 +39,8 @@ class State:
             "version": _VERSION,
             "seed": self.draws.seed,
             "draws": self.draws.draws,
+            "batches": self.draws.batches,
+            "pending": self.draws.pending,
             "gate": self.gate.state_dict(),
         }
         if self.source is not None:
@@ -71,6 +73,9 @@ class State:
                 )
         self.gate.load_state_dict(state["gate"])
         self.draws.seed, self.draws.draws = state["seed"], state["draws"]
+        # Version 1 did not keep them.
+        self.draws.batches = state.get("batches", 0)
+        self.draws.pending = state.get("pending", 0)
         if self.source is not None:
             self.source.load_state_dict(state["source"])
             self.under_way = list(state["under_way"])

@@ -9,7 +9,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_is import ImportanceSamplingCallback, OversamplingDataModule
-from lightning_is.sampling import AlwaysOpen, NeverOpen
+from lightning_is.sampling import (
+    AlwaysOpen,
+    ConstantTime,
+    ConstantVariance,
+    NeverOpen,
+)
 from lightning_is.scoring import Loss
 
 
@@ -49,6 +54,16 @@ def test_a_batch_size_that_leaves_nothing_to_draw_from(kit, batch_size):
         "batches of at most 12.*OversamplingDataModule",
         batch_size=batch_size,
     )
+
+
+def test_a_gate_that_chooses_sizes_beside_a_size():
+    with pytest.raises(ValueError, match=r"ConstantVariance chooses how many .* Drop"):
+        ImportanceSamplingCallback(4, gate=ConstantVariance())
+
+
+def test_a_gate_that_needs_presamples_without_them(kit):
+    message = "ConstantTime must be able to ask for more .* OversamplingDataModule"
+    refused(kit, message, gate=ConstantTime())
 
 
 def test_a_loader_of_unannounced_batches_that_are_too_small(kit):

@@ -23,7 +23,10 @@ from lightning_is.sampling import Gate, LossPercentile, Selection
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
 GROUPS = sorted({path.parent.name for path in FILES})
-NEEDS = {"data/rare_hard": ["model=mlp"]}  # points are no images
+NEEDS = {
+    "data/rare_hard": ["model=mlp"],  # points are no images
+    "gate/constant_variance": ["method.batch_size=null"],  # it chooses one itself
+}
 PARTS = {  # groups that fill a place in a method
     "scorer": "scorer",
     "gate": "gate",

@@ -21,6 +21,7 @@ from lightning_is.sampling import (
     NeverOpen,
     TauGate,
 )
+from lightning_is.scoring import Loss
 
 
 class Each(L.Callback):
@@ -300,3 +301,32 @@ def test_an_open_efficiency_gate_looks_at_every_fourth_step(kit):
     ).fit(module, kit.loader())
     assert module.seen == [4] * 12
     assert [evidence.steps for evidence in told] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_resumed_run_looks_at_the_steps_that_the_whole_one_looks_at(
+    kit, tmp_path, own
+):
+    """Every fourth step, or every tenth if the losses are the user's own."""
+
+    def losses(module, batch):
+        logits = module.net(batch[0])
+        return functional.cross_entropy(logits, batch[1], reduction="none")
+
+    def looks(epochs, ckpt=None):
+        gate = NeverOpen()
+        told = telling(gate)
+        mine = {"scorer": Loss(), "per_sample_loss": losses} if own else {}
+        trainer = kit.trainer(
+            ImportanceSamplingCallback(4, gate=gate, **mine),
+            max_epochs=epochs,
+            limit_train_batches=3,
+            log_every_n_steps=1000,
+        )
+        trainer.fit(kit.Classifier(kit.mlp()), kit.loader(), ckpt_path=ckpt)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return [round(3 * evidence.epochs) for evidence in told]
+
+    whole = looks(20)
+    looks(5)
+    assert looks(20, tmp_path / "last.ckpt") == [step for step in whole if step > 15]

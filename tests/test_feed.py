@@ -14,7 +14,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import (
     DataLoader,
+    DistributedSampler,
     IterableDataset,
+    RandomSampler,
+    SequentialSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
@@ -245,6 +248,24 @@ def test_unweighted_scores_reach_the_source_by_index(kit, scorer, uneven, trim):
     )
 
 
+def test_a_step_that_overflowed_under_a_gradient_scaler_tells_nothing(kit, monkeypatch):
+    class Overflowing(LookUp):
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            losses = functional.cross_entropy(self.head(x), y, reduction="none")
+            return (losses * torch.where(x[:, 0] > 0, torch.inf, 1.0)).mean()
+
+        def on_before_optimizer_step(self, optimizer):
+            self.head.weight.grad.zero_()  # as a scaler skips the step
+
+    monkeypatch.setattr(host, "scales_gradients", lambda trainer: True)
+    sampling, source = sourced()
+    kit.trainer(sampling).fit(Overflowing(), numbered())
+    sampling.state_dict()  # the last arrive
+    known = torch.isfinite(source.scores)
+    assert known.tolist() == [False] + [True] * (N - 1)
+
+
 @pytest.mark.parametrize("scorer", ["loss", "upper_bound"])
 def test_accumulation_of_gradients_does_not_change_the_scores(kit, scorer):
     settings, expected = SCORERS[scorer]
@@ -276,8 +297,24 @@ def refused(kit, data, error, match, callback=None, **settings):
 
 def test_a_sampler_of_the_users_own_is_refused(kit):
     sampler = WeightedRandomSampler(torch.ones(N), N)
-    match = "got a WeightedRandomSampler, which would be lost. Use `shuffle=True`"
+    match = "got a WeightedRandomSampler with a choice of its own, which would be lost."
     refused(kit, numbered(sampler=sampler), TypeError, match)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda data: RandomSampler(range(N - BATCH)),
+        lambda data: SequentialSampler(range(N - BATCH)),
+        lambda data: DistributedSampler(range(N - BATCH), 1, 0),
+        lambda data: RandomSampler(data, num_samples=N - BATCH),
+        lambda data: RandomSampler(data, replacement=True),
+    ],
+)
+def test_a_sampler_that_leaves_examples_out_is_refused(kit, make):
+    data = TensorDataset(torch.eye(N), labels())
+    loader = DataLoader(data, batch_size=BATCH, sampler=make(data))
+    refused(kit, loader, TypeError, "Sampler with a choice of its own")
 
 
 def test_other_loaders_are_refused(kit):

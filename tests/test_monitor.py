@@ -22,7 +22,7 @@ def test_values_arrive_once(device: str):
     readback = Readback()
     assert readback.pop() is None
     readback.push(torch.tensor([1.5, -2.0], device=device))
-    assert readback.pop() == [1.5, -2.0]
+    assert readback.pop().tolist() == [1.5, -2.0]
     assert readback.pop() is None
 
 
@@ -31,7 +31,7 @@ def test_later_values_replace_those_nobody_read(device: str):
     readback = Readback()
     readback.push(torch.tensor([1.0, 2.0], device=device))
     readback.push(torch.tensor([3.0], device=device))
-    assert readback.pop() == [3.0]
+    assert readback.pop().tolist() == [3.0]
     assert readback.pop() is None
 
 
@@ -39,14 +39,14 @@ def test_values_on_the_cpu_replace_those_of_another_device():
     readback = Readback()
     readback._arrived = object()  # what would be waited for
     readback.push(torch.tensor([4.0]))
-    assert readback.pop() == [4.0]
+    assert readback.pop().tolist() == [4.0]
 
 
 def test_a_readback_keeps_no_graph():
     readback = Readback()
     readback.push(torch.ones(2, requires_grad=True) * 2)
     assert not readback._pending.requires_grad
-    assert readback.pop() == [2.0, 2.0]
+    assert readback.pop().tolist() == [2.0, 2.0]
 
 
 def test_a_stopwatch_measures_seconds(monkeypatch: pytest.MonkeyPatch):

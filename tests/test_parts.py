@@ -10,11 +10,14 @@ from lightning_is import ImportanceSamplingCallback, OversamplingDataModule
 from lightning_is.data import PassSource
 from lightning_is.sampling import (
     AlwaysOpen,
+    ConstantTime,
     ConstantVariance,
     Gate,
     ImportancePlan,
     LossPercentile,
     NeverOpen,
+    Pass,
+    Proportional,
     Shuffled,
     Sizes,
     Window,
@@ -80,9 +83,8 @@ def test_an_acceptance_selects_after_the_first_epoch_unless_told_otherwise():
     assert isinstance(sampling.gate, Window)
 
 
-@pytest.mark.parametrize("batch_size", [None, 12])
-def test_a_gate_that_chooses_from_batches_refuses_presamples(kit, batch_size):
-    sampling = ImportanceSamplingCallback(batch_size, gate=ConstantVariance())
+def test_a_gate_that_chooses_from_batches_refuses_presamples(kit):
+    sampling = ImportanceSamplingCallback(gate=ConstantVariance())
     data = OversamplingDataModule(kit.loader(), 24)
     with pytest.raises(ValueError, match="ConstantVariance chooses a part"):
         kit.trainer(sampling).fit(kit.Classifier(kit.mlp()), datamodule=data)
@@ -135,3 +137,69 @@ def test_a_gate_that_chooses_sizes_keeps_the_size_of_the_step(kit, reduce):
     assert set(module.seen[2:]) == {8}
     error = moves.std(0) / len(moves) ** 0.5
     assert ((moves.mean(0) - full).abs() <= 5 * error + 1e-6).all()
+
+
+def test_presamples_have_the_size_that_the_gate_asks_for(kit):
+    """Each that arrives while it is open; elsewhere batches of the loader's own."""
+    gate = ConstantTime(threshold=1.5, smoothing=0.5, menu=16)
+    arrived: list[int] = []
+    asked: list[int] = []
+
+    class Watching(OversamplingDataModule):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            arrived.append(len(batch[0]))
+            asked.append(gate.sizes(32, 16).presample if gate.is_open else 16)
+            return batch
+
+    sampling = ImportanceSamplingCallback(16, gate=gate, when_closed="subset")
+    module, (x, _) = kit.Classifier(kit.mlp(), lr=0.01), kit.examples(96)
+    nn.init.normal_(module.net[2].weight, std=40.0)
+    y = module.net(x).argmax(1)
+    y[::8] = (y[::8] + 1) % 3  # these few alone are wrong: very uneven scores
+    rows = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
+    trainer = kit.trainer(sampling, max_epochs=4)
+    trainer.fit(module, datamodule=Watching(rows, 32))
+    assert arrived == asked
+    assert arrived[0] == 16
+    assert 16 < max(arrived) < 32
+    assert len(set(arrived)) > 2
+
+
+class Weighted:
+    """A pass over everything, in which examples count as a table says."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def __call__(self, scores, progress, generator):
+        indices = torch.randperm(len(scores), generator=generator)
+        return Pass(indices, self.table[indices])
+
+
+def test_what_a_source_weights_higher_is_drawn_more_often(kit):
+    """Scores count times the weight, or weights would only add to the variance."""
+
+    class Noting(kit.Classifier):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch[:2], batch_idx)
+
+        def on_train_batch_start(self, batch, batch_idx):
+            drawn.append(batch[2])
+
+    drawn: list[torch.Tensor] = []
+    weights = torch.linspace(0.2, 1.8, 12)
+    kinds = torch.arange(12).repeat(10)  # alike, and so are their scores
+    x, y = torch.ones(120, 6), torch.zeros(120, dtype=torch.int64)
+    sampling = ImportanceSamplingCallback(
+        40,
+        source=PassSource(Weighted(weights[kinds]), warm_passes=0),
+        plan=ImportancePlan(Proportional()),
+        gate=AlwaysOpen(),
+    )
+    data = DataLoader(TensorDataset(x, y, kinds), batch_size=120)
+    kit.trainer(sampling, max_epochs=30).fit(Noting(kit.mlp(), lr=0.0), data)
+    counts = torch.bincount(torch.cat(drawn), minlength=12)
+    shares = weights / weights.sum()
+    error = (shares * (1 - shares) / 1200).sqrt()
+    assert counts.sum() == 1200
+    assert ((counts / 1200 - shares).abs() < 4 * error).all()

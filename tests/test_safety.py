@@ -267,6 +267,25 @@ def test_a_summed_loss_keeps_its_scale_when_fewer_are_drawn(kit, reduce):
     assert ((moves.mean(0) - full).abs() <= 4 * error).all()
 
 
+@pytest.mark.parametrize("when_closed", ["all", "subset"])
+def test_open_steps_of_a_summed_loss_are_as_long_as_closed_ones(kit, when_closed):
+    """Exactly, among examples that are all alike."""
+
+    def step(self, x, y):
+        return functional.cross_entropy(self.net(x), y, reduction="sum")
+
+    x, y = torch.ones(12, 6), torch.zeros(12, dtype=torch.int64)
+    data, net = DataLoader(TensorDataset(x, y), batch_size=12), kit.mlp()
+    moves = []
+    for gate in (AlwaysOpen(), NeverOpen()):
+        module = step_of(kit, step, copy.deepcopy(net))
+        sampling = ImportanceSamplingCallback(4, gate=gate, when_closed=when_closed)
+        fit(kit, module, data, sampling=sampling)
+        moves.append((module.net[2].bias - net[2].bias).detach())
+    assert moves[0].norm() > 0.01
+    torch.testing.assert_close(*moves)
+
+
 def test_a_loss_that_couples_the_examples_is_said_aloud(kit):
     def step(self, x, y):
         z = self.net(x)

@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_is.data.source import IndexSource, Loading
-from lightning_is.sampling.gate import check_progress
+from lightning_is.sampling.gate import check_part_of_run, is_within
 from lightning_is.sampling.numerics import check_scores
 from lightning_is.sampling.passes import Pass, PassScheme, Shuffled
 
@@ -66,11 +66,7 @@ class PassSource(IndexSource):
                 f"`rescore_share` must be in (0, 1], got {rescore_share}. 1 scores the "
                 "whole dataset afresh."
             )
-        if not 0 <= start < end <= 1:
-            raise ValueError(
-                "`start` and `end` must be shares of the run with 0 <= start < end <= "
-                f"1, got {start} and {end}."
-            )
+        check_part_of_run(start, end)
         self.start, self.end = start, end
         self.scheme, self.warm_passes = scheme, warm_passes
         self.redraw_every, self.rescore_every = redraw_every, rescore_every
@@ -141,7 +137,7 @@ class PassSource(IndexSource):
                 "ImportanceSamplingCallback(source=...), which binds it."
             )
         ours, progress = self._passes - self.warm_passes, loading.progress()
-        chooses = ours >= 0 and self._is_within(progress)
+        chooses = ours >= 0 and is_within(progress, self.start, self.end)
         if self.rescore_every and chooses and ours % self.rescore_every == 0:
             self._rescore(loading)
         scheme = self.scheme if chooses else Shuffled()
@@ -150,12 +146,6 @@ class PassSource(IndexSource):
         self._part = None
         self._passes += 1
         self._taken = self._batches = 0
-
-    def _is_within(self, progress: float) -> bool:
-        if self.start == 0 and self.end == 1:
-            return True
-        check_progress(progress)
-        return self.start <= progress < self.end
 
     def _rescore(self, loading: Loading) -> None:
         wanted = max(1, round(self.rescore_share * loading.examples))
@@ -198,4 +188,7 @@ def _shard(whole: Pass, loading: Loading | None) -> Pass:
 
 def _at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
-        raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        raise ValueError(
+            f"`{name}` must be a whole number of at least {least}, got {value}."
+            f"{' None turns it off.' if name != 'warm_passes' else ' 1 is usual.'}"
+        )

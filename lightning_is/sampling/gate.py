@@ -69,11 +69,14 @@ class Gate(ABC):
     Attributes:
         interval: Steps for which one evidence is enough; more would take time that
             is to be gained.
-        chooses_size: Whether `sizes` may ask for fewer examples than it is told.
+        chooses_size: Whether it takes its part of any batch, in place of a number of
+            examples that the user gives.
+        needs_presamples: Whether it must be able to ask the loader for more examples.
     """
 
     interval: ClassVar[int] = 1
     chooses_size: ClassVar[bool] = False
+    needs_presamples: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -142,6 +145,32 @@ class Average:
         """Move towards ``value``, as often as it stands for steps."""
         kept = self.smoothing**steps
         self.value = kept * self.value + (1 - kept) * value
+
+
+def check_part_of_run(start: float, end: float) -> None:
+    """Refuse what is no part of a run.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not 0 <= start < end <= 1:
+        raise ValueError(
+            "`start` and `end` must be shares of the run with 0 <= start < end <= 1, "
+            f"got {start} and {end}. 0.5 and 0.9 leave the first half and the last "
+            "tenth alone."
+        )
+
+
+def is_within(progress: float, start: float, end: float) -> bool:
+    """Whether a run is in the part of it from ``start`` to ``end``.
+
+    Raises:
+        ValueError: If that is not all of it and nobody knows its length.
+    """
+    if start == 0 and end == 1:
+        return True
+    check_progress(progress)
+    return start <= progress < end
 
 
 def check_progress(progress: float) -> None:

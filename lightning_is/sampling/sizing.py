@@ -166,6 +166,8 @@ class ConstantTime(Gate):
         (True, Sizes(presample=208, batch=48))
     """
 
+    needs_presamples = True
+
     def __init__(
         self,
         backward_cost: float = 2.0,

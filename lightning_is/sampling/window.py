@@ -1,9 +1,14 @@
 """A gate by the clock: open in a part of the run, whatever the scores."""
 
-from math import isnan
 from typing import final
 
-from lightning_is.sampling.gate import Evidence, Gate, check_keys, check_progress
+from lightning_is.sampling.gate import (
+    Evidence,
+    Gate,
+    check_keys,
+    check_part_of_run,
+    is_within,
+)
 
 
 @final
@@ -44,12 +49,7 @@ class Window(Gate):
         interrupt: int = 0,
         warmup: float = 1.0,
     ) -> None:
-        if not 0 <= start < end <= 1:
-            raise ValueError(
-                "`start` and `end` must be shares of the run with 0 <= start < end <= "
-                f"1, got {start} and {end}. 0.5 and 0.9 leave the first half and the "
-                "last tenth alone."
-            )
+        check_part_of_run(start, end)
         if interrupt < 0:
             raise ValueError(
                 f"`interrupt` must be at least 0, got {interrupt}. 2 lets one ordinary "
@@ -67,8 +67,7 @@ class Window(Gate):
 
     @property
     def _is_within(self) -> bool:
-        # Of a run without an end, NaN; then the window is all of it.
-        within = isnan(self._progress) or self.start <= self._progress < self.end
+        within = is_within(self._progress, self.start, self.end)
         return within and self._epochs >= self.warmup
 
     @property
@@ -79,8 +78,7 @@ class Window(Gate):
 
     def observe(self, evidence: Evidence) -> None:
         """Take in where the run stands, and count the steps within the window."""
-        if self.start > 0 or self.end < 1:
-            check_progress(evidence.progress)
+        is_within(evidence.progress, self.start, self.end)  # or refuses
         if self._is_within:
             self._turn = (self._turn + evidence.steps) % (self.interrupt + 1)
         self._progress, self._epochs = evidence.progress, evidence.epochs

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_is.scoring.class_weights import RefuseClassWeights
 from lightning_is.scoring.context import is_norm
 from lightning_is.scoring.scorer import Reading, Scored, Step
 from lightning_is.scoring.tap import HeadTap
+from lightning_is.scoring.uneven_means import RefuseUnevenMeans
 from lightning_is.scoring.upper_bound import UpperBound
 
 Part = Literal["all", "last_layer"]
@@ -34,9 +34,9 @@ class GradientNorm:
     that the step runs once on the whole batch. Where the step draws random numbers,
     each example gets its own, as in training. Three things to know:
 
-    * Alone in its batch, an example would get no class weight: such a loss is refused,
-      with ``per_sample_loss=`` for a cure. Its valid tokens are all there are, and an
-      example whose labels are all ignored scores 0.
+    * Alone in its batch, an example would get no class weight, and count as much as
+      one with more valid tokens: such means are refused, with ``per_sample_loss=`` for
+      a cure. An example whose labels are all ignored scores 0.
     * The upper bound comes for free from an ordinary step and this score does not:
       while the gate is closed, tau is read from the upper bound.
     * ``"vmap"`` needs a step that ``torch.func`` can take apart: no ``.item()``, no
@@ -84,9 +84,9 @@ class GradientNorm:
         Raises:
             RuntimeError: If ``"vmap"`` cannot take the step apart.
             ValueError: If there is no parameter to take the gradient by, or the loss
-                is a mean weighted by class.
+                is a mean in which examples count unequally.
         """
-        with torch.no_grad(), RefuseClassWeights():
+        with torch.no_grad(), RefuseUnevenMeans(examples):
             loss = step().mean()
         chosen = self._chosen(step.module, tap)
         with _running_statistics(step.module):

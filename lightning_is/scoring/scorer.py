@@ -53,10 +53,10 @@ class Scorer(Protocol):
     """Scores examples by how much a training step would learn from them."""
 
     def score(self, step: Step, tap: HeadTap, examples: int) -> Scored:
-        """Score a batch by running ``step`` on it, without a backbone's backward pass.
+        """Score a batch by running ``step`` on it, or on parts of it.
 
         Args:
-            step: Runs the user's step; called once, in a context that leaves no trace.
+            step: Runs the user's step, in a context that leaves no trace.
             tap: On the head of the module.
             examples: The number of examples in the batch.
         """

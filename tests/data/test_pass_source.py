@@ -134,14 +134,25 @@ def test_ranks_share_a_pass_out():
     assert set(seen) == set(range(10))
 
 
-def test_a_resumed_source_goes_on_where_it_stopped():
-    source = bound(Highest(3), redraw_every=2)
+def test_the_last_round_of_the_ranks_begins_again_at_the_first_example():
+    sources = [
+        bound(Highest(10), rank=rank, world_size=3, warm_passes=0) for rank in range(3)
+    ]
+    for source in sources:
+        source.observe(torch.arange(10), torch.arange(10.0).flip(0))
+    parts = [drawn(source, 1, 4) for source in sources]
+    assert parts == [[[0, 3, 6, 9]], [[1, 4, 7, 0]], [[2, 5, 8, 1]]]
+
+
+@pytest.mark.parametrize("count", [3, 9])  # used up, or given up after two batches
+def test_a_resumed_source_goes_on_where_it_stopped(count):
+    source = bound(Highest(count), redraw_every=2)
     drawn(source, 4, 3)
     source.observe(torch.arange(10), torch.arange(10.0))
     state = copy.deepcopy(source.state_dict())
     expected = drawn(source, 7, 3)
 
-    resumed = PassSource(Highest(3), redraw_every=2)
+    resumed = PassSource(Highest(count), redraw_every=2)
     resumed.load_state_dict(state)
     resumed.bind(loading())
 
@@ -171,9 +182,18 @@ def test_scores_that_are_none_are_refused(bad):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"warm_passes": -1}, "`warm_passes` must be at least 0, got -1"),
-        ({"redraw_every": 0}, "`redraw_every` must be at least 1, got 0"),
-        ({"rescore_every": 0}, "`rescore_every` must be at least 1, got 0"),
+        (
+            {"warm_passes": -1},
+            "`warm_passes` must be a whole number of at least 0, got -1",
+        ),
+        (
+            {"redraw_every": 0},
+            "`redraw_every` must be a whole number of at least 1, got 0",
+        ),
+        (
+            {"rescore_every": 0},
+            "`rescore_every` must be a whole number of at least 1, got 0",
+        ),
         ({"rescore_share": 0.0}, r"`rescore_share` must be in \(0, 1\], got 0.0"),
         ({"start": 0.5, "end": 0.5}, "0 <= start < end <= 1, got 0.5 and 0.5"),
         ({"end": 1.1}, "got 0.0 and 1.1"),

@@ -9,11 +9,24 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from lightning_is.data import PredictedLoss
 from lightning_is.experiments.train import cpu_threads, train
 
 ROOT = Path(__file__).parents[2]
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
 QUICK = ["trainer=quick", "model=mlp", "logger=none", "callbacks=none"]
+SOONER = {  # what lets a method sample within 60 steps; the others do so anyway
+    "biased": ["method.callback.source.warmup=20"],
+    "constant_variance": ["method.callback.gate.extra=0.0"],
+    "constant_time": [
+        *("+method.callback.gate.smoothing=0.5", "method.callback.gate.threshold=1.5"),
+        "method.callback.gate.menu=32",
+    ],
+}
+WITHOUT_A_GATE = {
+    *("uniform", "biased", "online_batch_selection", "prioritized", "rs2"),
+    *("prioritized_rank", "soft_pruning", "stale_selective_backprop"),
+}
 
 
 def run(folder, *overrides):
@@ -34,11 +47,32 @@ def program(folder, *arguments):
     )
 
 
+@pytest.fixture
+def predicted(monkeypatch):
+    """Whether the batches drawn so far went by predicted losses, not uniformly."""
+    found, plain = [], PredictedLoss.draw
+
+    def draw(self, batch_size):
+        drawn = plain(self, batch_size)
+        found.append(bool((drawn.weights != 1).any()))
+        return drawn
+
+    monkeypatch.setattr(PredictedLoss, "draw", draw)
+    return found
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_the_digits_and_leaves_its_report(method, tmp_path):
+def test_every_method_learns_the_digits_and_leaves_its_report(
+    method, predicted, tmp_path
+):
     long = ["trainer.max_steps=60", "trainer.max_epochs=6"]
-    results = run(tmp_path, f"method={method}", *QUICK, *long)
+    sooner = SOONER.get(method, [])
+    results = run(tmp_path, f"method={method}", *QUICK, *long, *sooner)
     assert results["steps"] == 60
+    if method not in WITHOUT_A_GATE:
+        assert results["open_share"] > 0
+    if method == "biased":
+        assert predicted[:60] == [False] * 20 + [True] * 40
     assert results["train/loss"] < 1.2  # ln 10 = 2.30 is where guessing stands
     assert results["test/acc"] > 0.75
     stored = json.loads((tmp_path / "results.json").read_text())

@@ -392,16 +392,6 @@ def test_stale_selection_falls_back_on_the_highest_score():
             r"`until` must be in \[0, 1\], got 1\.01\. 0\.875",
             id="until",
         ),
-        pytest.param(
-            lambda: StaleSelection(beta=0.0),
-            r"`beta` must be a number above 0, got 0\.0\. 1 accepts",
-            id="stale-beta",
-        ),
-        pytest.param(
-            lambda: StaleSelection(floor=2.0),
-            r"`floor` must be in \[0, 1\], got 2\.0\. It",
-            id="stale-floor",
-        ),
     ],
 )
 def test_a_setting_without_a_meaning_is_refused(make, message):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_is.sampling.percentile import LossPercentile, share_below
+from lightning_is.sampling.selective import StaleSelection
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -171,29 +172,24 @@ def test_losses_that_cannot_be_ranked_are_refused_and_not_remembered(bad):
     assert acceptance.state_dict()["losses"].tolist() == [1.0]
 
 
+@pytest.mark.parametrize("kind", [LossPercentile, StaleSelection])
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("setting", "message"),
     [
-        pytest.param(
-            lambda: LossPercentile(beta=0.0),
-            r"`beta` must be a number above 0, got 0\.0\. 1 acc",
-            id="beta",
-        ),
-        pytest.param(
-            lambda: LossPercentile(beta=float("nan")), "`beta` .* nan", id="nan"
-        ),
-        pytest.param(
-            lambda: LossPercentile(history=0),
-            r"`history` must be at least 1, got 0\. 1024",
-            id="history",
-        ),
-        pytest.param(
-            lambda: LossPercentile(floor=-0.1),
-            r"`floor` must be in \[0, 1\], got -0\.1\. It",
-            id="floor",
-        ),
+        ({"beta": 0.0}, r"`beta` must be a number above 0, got 0\.0\. 1 accepts"),
+        ({"beta": -1.0}, r"`beta` .* got -1\.0"),
+        ({"beta": float("inf")}, "`beta` .* got inf"),
+        ({"beta": float("nan")}, "`beta` .* got nan"),
+        ({"floor": -0.1}, r"`floor` must be in \[0, 1\], got -0\.1\. It"),
+        ({"floor": 2.0}, r"`floor` .* got 2\.0"),
+        ({"floor": float("nan")}, "`floor` .* got nan"),
     ],
 )
-def test_a_setting_without_a_meaning_is_refused(make, message):
+def test_a_selectivity_without_a_meaning_is_refused(kind, setting, message):
     with pytest.raises(ValueError, match=message):
-        make()
+        kind(**setting)
+
+
+def test_a_history_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"`history` must be at least 1, got 0\. 1024"):
+        LossPercentile(history=0)
