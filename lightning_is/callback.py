@@ -10,13 +10,11 @@ from lightning_is import host
 from lightning_is.data import IndexSource, PassSource
 from lightning_is.fit import Fit
 from lightning_is.sampling import (
-    EfficiencyGate,
     Gate,
     ImportancePlan,
     PowerWeights,
     Proportional,
     TauGate,
-    Window,
     multinomial,
 )
 from lightning_is.sampling.passes import Shuffled
@@ -112,7 +110,7 @@ class ImportanceSamplingCallback(Callback):
         settings.check_parts(gate, source, acceptance, plan)
         if acceptance is not None:
             source = PassSource(Shuffled())  # loads as many batches as it takes
-        gate = gate or (EfficiencyGate() if acceptance is None else Window())
+        gate = gate or settings.default_gate(source, acceptance)
         self._state = State(gate, Progress(seed), source, acceptance)
         self.progress: Callable[[], float] | None = None
         self._fit = Fit(settings, self._state, self)

@@ -93,7 +93,7 @@ class Drawer:
         weights = drawn.weights * self._rescaling(step.examples, wanted)
         if before is not None:
             weights = weights * before[drawn.indices]
-        step.drawn_from = (scores, counts)
+        step.drawn_from = scores
         step.scores = scored.scores
         step.loss = scored.loss if before is None else None
         step.weights, step.is_sampled, step.examples = weights, True, wanted

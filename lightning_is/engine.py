@@ -18,10 +18,9 @@ from lightning_is.drawing import Drawer
 from lightning_is.feed import Feed
 from lightning_is.inspection import Inspector
 from lightning_is.ledger import Ledger
-from lightning_is.monitor import Stopwatch
+from lightning_is.monitor import Stopwatch, Timekeeper
 from lightning_is.queueing import Queue
 from lightning_is.runner import StepRunner
-from lightning_is.sampling.moments import moments
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Settings
 from lightning_is.state import State
@@ -62,6 +61,7 @@ class Engine:
         self._tap: HeadTap | None = None  # from the first batch on
         self._step: Step | None = None
         self._watch = Stopwatch(trainer.strategy.root_device)
+        self.times = Timekeeper(self._watch)
         self._drawer = Drawer(
             *(trainer, module, settings, self._runner, state.draws, self._watch)
         )
@@ -80,6 +80,12 @@ class Engine:
     def is_sampling(self) -> bool:
         """Whether the batch in hand was drawn from a presample."""
         return self._step is not None and self._step.is_sampled
+
+    def begin_epoch(self) -> None:
+        """Tell the loader what is wanted: it may be new, or the state resumed."""
+        self.times.pause()
+        self.times.overlaps = host.loads_ahead(self._trainer)
+        self.ledger.tell_sampler()
 
     def close(self) -> None:
         """Leave strategy and module as they were found."""
@@ -105,6 +111,7 @@ class Engine:
         """Move a batch to the device and, in training, draw from it."""
         if not (self._trainer.training and self._is_active()) or batch is None:
             return self._moving.original(batch, device, dataloader_idx)
+        self.times.arrive()
         begun, weights, index = self._watch.mark(), None, None
         target = device or self._trainer.strategy.root_device
         if self._feed is not None:
@@ -118,7 +125,7 @@ class Engine:
         self.ledger.settle()
         size = self._settings.count(batch)
         self.ledger.note(size)
-        step = self._step = Step(size, begun, weights, index)
+        step = self._step = Step(size, size, begun, weights, index)
         if self._tap is None:
             self._tap = self._prepare(batch, size)
         else:
@@ -137,19 +144,15 @@ class Engine:
             batch = self._queue.fill(step, tap, batch, wanted)
             step.scoring = (start, self._watch.mark())
             return batch
-        if size <= wanted and not self._sizes_any_batch():
-            return batch
+        presampled = host.presample_sampler(self._trainer) is not None
+        if size <= wanted and (presampled or not self._gate.chooses_size):
+            return batch  # of presamples, those of an open gate alone are larger
         if self._gate.is_open:
             wanted = self._gate.sizes(size, min(wanted, size)).batch
             return self._drawer.sample(step, tap, batch, wanted)
         if self._settings.when_closed == "subset" and size > wanted:
             return self._drawer.subset(step, batch, wanted)
         return batch
-
-    def _sizes_any_batch(self) -> bool:
-        """Whether the gate picks a part of batches that are no presamples, too."""
-        presampled = host.presample_sampler(self._trainer) is not None
-        return self._gate.chooses_size and not presampled
 
     def _more(self) -> Any:
         """Load and move one more batch within the same step."""
@@ -211,13 +214,16 @@ class Engine:
         step = self._step
         if step is None or self._tap is None:
             return
+        if self._gate.is_timed:
+            loaded = step.loaded, step.examples
+            self.times.finish(*loaded, step.begun, step.scoring)
         due = self.ledger.is_due()
         if step.drawn_from is not None:
-            scores, counts = step.drawn_from
-            # On an accelerator only the moments tell of scores at fault.
-            if due or scores.device.type != "cpu":
-                selection = self._settings.plan.selection
-                step.moments = moments(scores, counts, step.examples, selection)
+            scores = step.drawn_from
+            if due:
+                step.moments = self.ledger.prospect(scores)
+            elif scores.device.type != "cpu":  # nobody has looked at them yet
+                step.moments = self.ledger.faults(scores)
         else:
             if not step.is_sampled:
                 step.loss = loss if step.weights is None else None
@@ -226,7 +232,7 @@ class Engine:
                 weights = None if step.is_sampled else step.weights
                 scores = step.scores if weights is None else step.scores * weights
                 step.moments = self.ledger.prospect(scores)
-        self.ledger.send(step.moments, step.scores)
+        self.ledger.send(step.moments, step.scores, self.times.collect())
         if self._feed is None or step.index is None or step.scores is None:
             return
         if len(step.scores) == len(step.index):
@@ -248,4 +254,5 @@ class Engine:
         if self._step is None or self.ledger.last is None:
             return {}
         found = self._step.metrics(self.ledger.last, self._watch)
+        found |= self._gate.metrics()
         return found if self._feed is None else {**found, **self._feed.source.metrics()}

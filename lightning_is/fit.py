@@ -87,7 +87,7 @@ class Fit:
     def begin_epoch(self) -> None:
         """Tell the loader what is wanted: it may be new, or the state resumed."""
         if self.engine is not None:
-            self.engine.ledger.tell_sampler()
+            self.engine.begin_epoch()
 
     def after_backward(self) -> None:
         """Read the free scores of a uniform step."""
@@ -112,11 +112,11 @@ class Fit:
         if self.engine is None:
             return
         self.engine.end_step(batch, host.reported_loss(trainer, outputs))
-        if not host.logs_now(trainer):
-            return
-        for name, value in self.engine.metrics().items():
-            shown = name == "is/tau"
-            module.log(name, value, prog_bar=shown, on_step=True, batch_size=1)
+        if host.logs_now(trainer):
+            for name, value in self.engine.metrics().items():
+                shown = name == "is/tau"
+                module.log(name, value, prog_bar=shown, on_step=True, batch_size=1)
+        self.engine.times.leave()
 
     def settle(self) -> None:
         """Bring the state up to date: what is on its way arrives."""

@@ -108,6 +108,12 @@ def loader_batch_size(trainer: Trainer) -> int | None:
     return loader.batch_size if isinstance(loader, DataLoader) else None
 
 
+def loads_ahead(trainer: Trainer) -> bool:
+    """Whether the training loader works while a step runs."""
+    loader = trainer.train_dataloader
+    return isinstance(loader, DataLoader) and loader.num_workers > 0
+
+
 def epochs(trainer: Trainer) -> float:
     """Return how many epochs were trained for, with the part of the current one."""
     batches = trainer.num_training_batches

@@ -1,7 +1,7 @@
 """The ledger: what steps showed of their scores, on its way to gate and loader."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import final
 
 import torch
@@ -9,9 +9,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_is import host
-from lightning_is.monitor import Readback
-from lightning_is.sampling.gate import Evidence, Gate
-from lightning_is.sampling.moments import evidence, moments
+from lightning_is.monitor import Readback, sent
+from lightning_is.sampling.costs import Timing
+from lightning_is.sampling.gate import Evidence, Gate, Sizes
+from lightning_is.sampling.moments import evidence, moments, only_faults
 from lightning_is.sampling.numerics import check_scores
 from lightning_is.settings import Progress, Settings
 
@@ -48,6 +49,7 @@ class Ledger:
         self.last: Evidence | None = None
         self.largest = 0
         self.batches = 0
+        self._timings: list[Timing] = []  # since the gate was last told
 
     def note(self, size: int) -> None:
         """Take in the size of a batch that arrived."""
@@ -67,32 +69,50 @@ class Ledger:
         return due or host.logs_now(self._trainer)
 
     def prospect(self, scores: Tensor) -> Tensor:
-        """Return the moments of a uniform step, as if it had been drawn from."""
+        """Return the moments of a step, for a draw of every candidate size."""
         if host.scales_gradients(self._trainer):
             usable = torch.isfinite(scores).all()  # the scaler skips this step
             scores = torch.where(usable, scores, 0.0)
-        presample = max(self.presample_size, 1)
-        share = self._wanted(presample) / presample
-        drawn = min(max(1, round(share * len(scores))), len(scores))
-        plan = self._settings.plan
-        counts = plan.expected_counts(scores, drawn)
-        return moments(scores, counts, drawn, plan.selection)
+        presample, plan = max(self.presample_size, 1), self._settings.plan
+        draws = []
+        for size in self._candidates(presample):
+            share = size / presample
+            drawn = min(max(1, round(share * len(scores))), len(scores))
+            draws.append((drawn, plan.expected_counts(scores, drawn)))
+        return moments(scores, draws, plan.selection)
 
-    def send(self, packed: Tensor | None, scores: Tensor | None) -> None:
-        """Send the moments of a step on their way; every rank must, each step."""
+    def faults(self, scores: Tensor) -> Tensor:
+        """Return what only tells of scores at fault, as long as `prospect`."""
+        return only_faults(scores, len(self._candidates(max(self.presample_size, 1))))
+
+    def send(
+        self, packed: Tensor | None, scores: Tensor | None, timing: Timing | None
+    ) -> None:
+        """Send what a step showed on its way; every rank must, each step."""
         if self._trainer.world_size > 1:
-            if packed is None:
-                device = self._trainer.strategy.root_device
-                packed = torch.zeros(6, dtype=torch.float64, device=device)
-            # The size as well: ranks must not disagree on when a step pays.
-            size = packed.new_full((1,), float(self.presample_size))
-            packed = torch.cat([packed, size / self._trainer.world_size])
-            reduced = self._trainer.strategy.reduce(packed, reduce_op="sum")
-            packed = torch.as_tensor(reduced)
+            packed, timing = self._shared(packed, timing)
         self._counts.pending += 1
+        if timing is not None:
+            self._timings.append(timing)
         if packed is not None:
             self._scores = scores
             self._readback.push(packed)
+
+    def _shared(
+        self, packed: Tensor | None, timing: Timing | None
+    ) -> tuple[Tensor, None]:
+        """Add up over the ranks what each of them has."""
+        if packed is None:
+            device = self._trainer.strategy.root_device
+            size = 4 + 2 * len(self._candidates(max(self.presample_size, 1)))
+            packed = torch.zeros(size, dtype=torch.float64, device=device)
+        # The size as well: ranks must not disagree on when a step pays.
+        times = [0.0] * 7 if timing is None else [1.0, *astuple(timing)]
+        share = 1 / self._trainer.world_size
+        own = [float(value) * share for value in (self.presample_size, *times)]
+        packed = torch.cat([packed, sent(own, packed)])
+        reduced = self._trainer.strategy.reduce(packed, reduce_op="sum")
+        return torch.as_tensor(reduced), None
 
     def settle(self) -> None:
         """Hand the evidence of the last step to the gate.
@@ -104,9 +124,15 @@ class Ledger:
         arrived = self._readback.pop()
         if arrived is None:
             return
-        packed = arrived.tolist()
-        faults = packed[5]
-        size = round(packed[6]) if len(packed) > 6 else self.presample_size
+        packed, size = arrived.tolist(), self.presample_size
+        if self._trainer.world_size > 1:
+            *packed, mean, timed, loaded, trained, wait, score, step, overlaps = packed
+            size = round(mean)
+            if round(timed, 6) == 1:
+                whole = round(loaded), round(trained)
+                timing = Timing(*whole, wait, score, step, overlaps > 0)
+                self._timings.append(timing)
+        faults = packed[3]
         if faults > 0:
             if self._scores is not None:
                 check_scores(self._scores)
@@ -114,14 +140,29 @@ class Ledger:
                 f"Scores must be finite and at least 0, got {faults:.0f} that are "
                 "not on another rank. Its message says which."
             )
-        found = evidence(packed[:6], size, self._wanted(size), self._counts.pending)
+        sizes, wanted = self._candidates(size), self._wanted(size)
+        found = evidence(packed, size, wanted, sizes.index(wanted))
         if found is not None:
-            self._counts.pending = 0
             self.last = replace(
-                found, progress=self._progress(), epochs=host.epochs(self._trainer)
+                found,
+                steps=self._counts.pending,
+                progress=self._progress(),
+                epochs=host.epochs(self._trainer),
+                ordinary=self._ordinary(size),
+                timings=tuple(self._timings),
             )
+            self._counts.pending = 0
+            self._timings.clear()
             self._gate.observe(self.last)
         self.tell_sampler()
+
+    def _ordinary(self, presample: int) -> Sizes:
+        """Return what a closed step loads, and trains on."""
+        sampler = host.presample_sampler(self._trainer)
+        loaded = presample if sampler is None else sampler.batch_size
+        subset = self._settings.when_closed == "subset"
+        wanted = min(self._settings.wanted(loaded), loaded)
+        return Sizes(loaded, wanted if subset else loaded)
 
     def tell_sampler(self) -> None:
         """Let the loader know which batches are wanted next."""
@@ -130,6 +171,11 @@ class Ledger:
             sampler.is_open = self._gate.is_open
             sizes = self._gate.sizes(sampler.presample_size, sampler.batch_size)
             sampler.open_size = sizes.presample
+
+    def _candidates(self, loaded: int) -> tuple[int, ...]:
+        """Sizes, of as many loaded, whose gain the gate wants to know."""
+        wanted = self._settings.wanted(loaded)
+        return self._gate.candidates(loaded, min(wanted, loaded))
 
     def _wanted(self, loaded: int) -> int:
         """Examples that an open step trains on, of as many loaded."""

@@ -1,13 +1,18 @@
 """Numbers on their way from the device to the host, without stalling either."""
 
 import time
-from typing import final
+from collections import deque
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from lightning_is.sampling.costs import Timing
+
 Mark = float | torch.cuda.Event
 """A moment, on the clock of the device."""
+
+_BEHIND = 2  # steps that the host may be ahead of the device when it reads the clock
 
 
 @final
@@ -41,6 +46,14 @@ class Readback:
         return values
 
 
+def sent(values: list[float], like: Tensor) -> Tensor:
+    """Send numbers to the device of a tensor, in its type, without waiting for it."""
+    held = torch.tensor(values, dtype=like.dtype)
+    if like.device.type == "cuda":
+        held = held.pin_memory()
+    return held.to(like.device, non_blocking=True)
+
+
 @final
 class Stopwatch:
     """Measures where the time of a step goes, on the clock of its device.
@@ -69,3 +82,62 @@ class Stopwatch:
             end.synchronize()
             return float(start.elapsed_time(end)) / 1e3
         return float(end) - float(start)  # type: ignore[arg-type]
+
+
+@final
+class Timekeeper:
+    """Times whole steps, without ever waiting for the device within one.
+
+    Args:
+        watch: Of the device.
+
+    Attributes:
+        overlaps: Whether the loader works while a step runs.
+    """
+
+    def __init__(self, watch: Stopwatch) -> None:
+        self._watch, self.overlaps = watch, False
+        self._left: float | None = None  # when the last step was over, on the host
+        self._wait: float | None = None
+        self._under_way: deque[_Run] = deque()
+
+    def arrive(self) -> None:
+        """Note that a batch has arrived."""
+        self._wait = None if self._left is None else time.perf_counter() - self._left
+
+    def finish(
+        self, loaded: int, trained: int, begun: Mark, scoring: tuple[Mark, Mark] | None
+    ) -> None:
+        """Note that its step is computed, or all handed to the device."""
+        if self._wait is not None:
+            marks = begun, scoring, self._watch.mark()
+            self._under_way.append(_Run(loaded, trained, self._wait, *marks))
+
+    def leave(self) -> None:
+        """Note that nothing of the step is left to be done; the next one may come."""
+        self._left = time.perf_counter()
+
+    def pause(self) -> None:
+        """Note that the next batch comes after something else than a step."""
+        self._left = None
+
+    def collect(self) -> Timing | None:
+        """Return the times of the step before the last, which the device is past."""
+        if len(self._under_way) <= _BEHIND:
+            return None
+        run, seconds = self._under_way.popleft(), self._watch.seconds
+        whole = seconds(run.begun, run.over)
+        score = 0.0 if run.scoring is None else seconds(*run.scoring)
+        times = run.wait, score, whole - score
+        return Timing(run.loaded, run.trained, *times, self.overlaps)
+
+
+class _Run(NamedTuple):
+    """A step whose times are not known yet."""
+
+    loaded: int
+    trained: int
+    wait: float
+    begun: Mark
+    scoring: tuple[Mark, Mark] | None
+    over: Mark

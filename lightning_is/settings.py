@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from lightning_is.data.batch import batch_size, take
 from lightning_is.data.source import IndexSource
+from lightning_is.sampling.efficiency import AdaptiveSize, EfficiencyGate
 from lightning_is.sampling.gate import Gate
+from lightning_is.sampling.gates import NeverOpen
 from lightning_is.sampling.percentile import LossPercentile
 from lightning_is.sampling.plan import ImportancePlan
+from lightning_is.sampling.window import Window
 from lightning_is.scoring.context import ScoreMode
 from lightning_is.scoring.gradient_norm import GradientNorm
 from lightning_is.scoring.scorer import Scorer
@@ -85,13 +88,14 @@ class Settings:
         Raises:
             ValueError: If so.
         """
-        sizes = gate is not None and gate.chooses_size
+        sizes = source is None if gate is None else gate.chooses_size
         draws = self.batch_size is not None or acceptance is not None or sizes
         if not draws and source is None:
             raise ValueError(
-                "What to train on must be chosen by someone, got neither `batch_size` "
-                "nor `source` nor `acceptance`. Pass `batch_size=32` to backpropagate "
-                "32 examples of every batch."
+                "Someone must choose how many examples to train on, got a "
+                f"{type(gate).__name__}, which does not, and no `batch_size`. Pass "
+                "`batch_size=32` to backpropagate 32 examples of every batch, or "
+                "`gate=AdaptiveSize()`."
             )
         if not draws and gate is not None:
             raise ValueError(
@@ -135,6 +139,16 @@ class Settings:
                 "`acceptance` puts examples of several batches together by itself, got "
                 "an `index_fn` for batches only you can take apart. Drop one of them."
             )
+
+    def default_gate(
+        self, source: IndexSource | None, acceptance: LossPercentile | None
+    ) -> Gate:
+        """Return the gate of a user who gave none."""
+        if acceptance is not None:
+            return Window()
+        if self.batch_size is not None:
+            return EfficiencyGate()
+        return AdaptiveSize() if source is None else NeverOpen()
 
     def wanted(self, loaded: int) -> int:
         """Examples to train on of those loaded, as far as the user said."""

@@ -15,12 +15,13 @@ class Step:
 
     Attributes:
         examples: That the user's step trains on.
+        loaded: Examples that the loader yielded.
         begun: When the batch arrived.
         weights: Of the examples, of shape ``(examples,)``; None if they are all 1.
         index: Of what was loaded, in the dataset, if it was drawn before.
         is_sampled: Whether the examples were drawn by their scores.
         scores: Of everything that was loaded, without the weights it came with.
-        drawn_from: Scores, weighted, and expected counts that the draw was made by.
+        drawn_from: Scores, weighted, that the draw was made by.
         moments: Of the scores, if the gate or a logger is to know them.
         loss: Mean over everything that was loaded.
         scoring: When scoring and drawing began and ended.
@@ -28,12 +29,13 @@ class Step:
     """
 
     examples: int
+    loaded: int
     begun: Mark
     weights: Tensor | None = None
     index: Tensor | None = None
     is_sampled: bool = False
     scores: Tensor | None = None
-    drawn_from: tuple[Tensor, Tensor] | None = None
+    drawn_from: Tensor | None = None
     moments: Tensor | None = None
     loss: Tensor | None = None
     scoring: tuple[Mark, Mark] | None = None

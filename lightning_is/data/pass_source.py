@@ -158,6 +158,10 @@ class PassSource(IndexSource):
         self._scores[indices] = scores.float()
 
     @override
+    def metrics(self) -> dict[str, float]:
+        return {"is/keep": self.pass_size / max(len(self._scores), 1)}
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {
             "scores": self._scores.clone(),

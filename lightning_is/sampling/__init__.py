@@ -3,16 +3,17 @@
 ``scores -> distribution -> selection -> weights``, and a gate that says when.
 """
 
+from lightning_is.sampling.costs import CostModel, Timing
 from lightning_is.sampling.distributions import (
     Distribution,
     Mixed,
     Proportional,
     Uniform,
 )
+from lightning_is.sampling.efficiency import AdaptiveSize, EfficiencyGate
 from lightning_is.sampling.gate import Evidence, Gate, Sizes
 from lightning_is.sampling.gates import (
     AlwaysOpen,
-    EfficiencyGate,
     NeverOpen,
     TauGate,
     Warmup,
@@ -44,6 +45,7 @@ from lightning_is.sampling.sizing import (
     ConstantVariance,
     constant_time_sizes,
 )
+from lightning_is.sampling.subset import ImportanceSubset
 from lightning_is.sampling.weights import (
     PowerWeights,
     UnitWeights,
@@ -54,9 +56,11 @@ from lightning_is.sampling.weights import (
 from lightning_is.sampling.window import Window
 
 __all__ = [
+    "AdaptiveSize",
     "AlwaysOpen",
     "ConstantTime",
     "ConstantVariance",
+    "CostModel",
     "Distribution",
     "Draw",
     "Drawn",
@@ -64,6 +68,7 @@ __all__ = [
     "Evidence",
     "Gate",
     "ImportancePlan",
+    "ImportanceSubset",
     "LossPercentile",
     "Mixed",
     "Multinomial",
@@ -85,6 +90,7 @@ __all__ = [
     "StaleSelection",
     "Systematic",
     "TauGate",
+    "Timing",
     "Uniform",
     "UnitWeights",
     "Warmup",

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from math import isnan
 from typing import ClassVar, NamedTuple, final
 
+from lightning_is.sampling.costs import Timing
+
 
 class Sizes(NamedTuple):
     """How much an open step handles.
@@ -34,6 +36,9 @@ class Evidence:
         steps: Steps that this evidence stands for.
         progress: Share of the run that is over, in ``[0, 1]``; NaN if nobody knows.
         epochs: Passes over the training set that are over, fractions included.
+        gains: The same multiplier for each of the gate's candidates.
+        ordinary: Examples that a closed step loads, and trains on.
+        timings: Of the steps that this evidence stands for, as far as they were timed.
     """
 
     tau: float
@@ -43,6 +48,9 @@ class Evidence:
     steps: int = 1
     progress: float = 0.0
     epochs: float = 0.0
+    gains: tuple[float, ...] = ()
+    ordinary: Sizes | None = None
+    timings: tuple[Timing, ...] = ()
 
     def break_even(self, backward_cost: float = 2.0) -> float:
         r"""Return the gain at which an open step pays for its scoring pass.
@@ -79,6 +87,11 @@ class Gate(ABC):
     needs_presamples: ClassVar[bool] = False
 
     @property
+    def is_timed(self) -> bool:
+        """Whether steps are to be timed for it."""
+        return False
+
+    @property
     @abstractmethod
     def is_open(self) -> bool:
         """Whether the next step samples; a pure query."""
@@ -95,6 +108,19 @@ class Gate(ABC):
             batch_size: Examples ``b`` that the user asked to train on.
         """
         return Sizes(presample_size, batch_size)
+
+    def candidates(self, presample_size: int, batch_size: int) -> tuple[int, ...]:
+        """Return the sizes whose gain it wants to know; that of `sizes` is one of them.
+
+        Args:
+            presample_size: Examples ``B`` that the loader yields for an open step.
+            batch_size: Examples ``b`` that the user asked to train on.
+        """
+        return (self.sizes(presample_size, batch_size).batch,)
+
+    def metrics(self) -> dict[str, float]:
+        """Return numbers for the logs, named ``is/...``; none as a rule."""
+        return {}
 
     @abstractmethod
     def state_dict(self) -> dict[str, float]:

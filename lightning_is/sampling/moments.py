@@ -13,32 +13,39 @@ from lightning_is.sampling.scheme import Selection
 
 def moments(
     scores: Float[Tensor, " n"],
-    counts: Float[Tensor, " n"],
-    batch_size: int,
+    draws: Sequence[tuple[int, Float[Tensor, " n"]]],
     selection: Selection,
-) -> Float[Tensor, " 6"]:
+) -> Float[Tensor, " k"]:
     """Pack what the scores of one presample show, so that ranks can add theirs up.
 
     Args:
         scores: One per example, of shape ``(n,)``.
-        counts: How often each of them is drawn on average, or would be.
-        batch_size: Examples drawn from them, in ``[1, n]``.
+        draws: Of each size, in ``[1, n]``, how often every example is drawn on average.
         selection: Draws them.
 
     Returns:
-        ``n``, ``batch_size``, the sums of the scores and of their squares, the noise of
-        the draw times ``n`` squared, and the number of scores at fault.
+        ``n``, the sums of the scores and of their squares, and the number of scores at
+        fault; then each size and the noise of its draw times ``n`` squared.
     """
     wide = precise(scores)
-    noise = selection.noise(wide, counts)
     # Filled, not copied: a copy from the host would wait for the device.
-    sizes = [wide.new_full((), float(size)) for size in (len(scores), batch_size)]
-    sums = [wide.sum(), wide.square().sum(), noise * len(scores) ** 2]
-    return torch.stack([*sizes, *sums, faults(scores).sum().to(wide)])
+    packed = [wide.new_full((), float(len(scores))), wide.sum(), wide.square().sum()]
+    packed.append(faults(scores).sum().to(wide))
+    for size, counts in draws:
+        packed.append(wide.new_full((), float(size)))
+        packed.append(selection.noise(wide, counts) * len(scores) ** 2)
+    return torch.stack(packed)
+
+
+def only_faults(scores: Float[Tensor, " n"], sizes: int) -> Float[Tensor, " k"]:
+    """Pack the number of scores at fault alone, as long as `moments` of some sizes."""
+    packed = precise(scores).new_zeros(4 + 2 * sizes)
+    packed[3] = faults(scores).sum()
+    return packed
 
 
 def evidence(
-    packed: Sequence[float], presample_size: int, batch_size: int, steps: int = 1
+    packed: Sequence[float], presample_size: int, batch_size: int, place: int = 0
 ) -> Evidence | None:
     """Unpack moments, of one rank or summed over several.
 
@@ -46,7 +53,7 @@ def evidence(
         packed: From `moments`.
         presample_size: Examples that an open step scores, on one rank.
         batch_size: Examples that an open step trains on, on one rank.
-        steps: Steps that these moments stand for.
+        place: Of that size among those packed.
 
     Returns:
         Tau and effective batch over all the ranks; None if there were no scores.
@@ -54,12 +61,16 @@ def evidence(
     Example:
         >>> from lightning_is.sampling import multinomial
         >>> scores, even = torch.tensor([0.0, 0.0, 5.0, 0.0]), torch.full((4,), 0.25)
-        >>> evidence(moments(scores, even, 1, multinomial).tolist(), 4, 1).tau
+        >>> packed = moments(scores, [(1, even)], multinomial)
+        >>> evidence(packed.tolist(), 4, 1).tau
         2.0
     """
-    n, drawn, total, squares, noise, _ = packed
+    n, total, squares, _, *rest = packed
     if n == 0:
         return None
     tau = (n * squares) ** 0.5 / total if total > 0 else 1.0
-    gain = n / drawn * squares / (squares + noise) if squares > 0 else 1.0
-    return Evidence(tau, gain, presample_size, batch_size, steps)
+    gains = tuple(
+        n / drawn * squares / (squares + noise) if squares > 0 else 1.0
+        for drawn, noise in zip(rest[::2], rest[1::2], strict=True)
+    )
+    return Evidence(tau, gains[place], presample_size, batch_size, gains=gains)
