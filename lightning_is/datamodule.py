@@ -1,7 +1,7 @@
-"""The data module that loads presamples only while they are wanted."""
+"""The data module that loads presamples while they are wanted, or what matters."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -10,6 +10,8 @@ from typing_extensions import override
 
 from lightning_is.data.batch_sampler import PresampleBatchSampler
 from lightning_is.data.loader import rebuilt
+from lightning_is.data.pass_source import PassSource
+from lightning_is.sampling.subset import ImportanceSubset
 
 _HOOKS = (
     "prepare_data",
@@ -28,25 +30,38 @@ _HOOKS = (
 
 
 class OversamplingDataModule(LightningDataModule):
-    """Wrap a data module so that it emits presamples while the gate is open.
+    """Wrap a data module so that it loads what `ImportanceSamplingCallback` can use.
 
-    The training loader keeps its dataset, sampler, collation and workers. It yields its
-    own batches of ``b`` while the gate of `ImportanceSamplingCallback` is closed and
-    presamples of ``B`` while it is open, ``N // b`` times an epoch either way: while
-    open, the data is passed over several times within an epoch. Workers prefetch, so a
-    change of the gate shows a few batches later. Every other hook is the wrapped data
-    module's, and absent where that does not define it.
+    With ``presample_size`` it emits presamples while the gate is open. The training
+    loader keeps its dataset, sampler, collation and workers. It yields its own batches
+    of ``b`` while the gate is closed and presamples of ``B`` while it is open,
+    ``N // b`` times an epoch either way: while open, the data is passed over several
+    times within an epoch. Workers prefetch, so a change of the gate shows a few batches
+    later.
+
+    With ``keep`` it loads a share of the data in every pass instead, by the scores that
+    training left behind: the first of two stages (`ImportanceSubset`), of which the
+    callback is the second. The same as its ``source=``, for who would rather say it
+    here.
+
+    Every other hook is the wrapped data module's, and absent where that does not define
+    it.
 
     Args:
         datamodule: The data module to wrap, or a training loader alone.
         presample_size: Examples ``B`` of a presample, at least the loader's batch size
-            and at most the dataset's.
+            and at most the dataset's; None with ``keep``.
+        keep: Share of the examples to load in a pass, in ``(0, 1]``, or ``"auto"``.
+
+    Attributes:
+        source: Chooses what to load, with ``keep``; it learns from one fit to the next.
+        is_served: Whether a callback listens to the source; it sets that.
 
     Raises:
         TypeError: If ``datamodule`` is neither, or its training loader is not one
             `torch.utils.data.DataLoader` over a map-style dataset.
-        ValueError: If ``presample_size`` is below 1; once the loader is asked for, if
-            it is out of range.
+        ValueError: If not exactly one of ``presample_size`` and ``keep`` is given, or
+            it is out of range; for a size that shows once the loader is asked for.
 
     Example:
         >>> import torch
@@ -63,7 +78,9 @@ class OversamplingDataModule(LightningDataModule):
     def __init__(
         self,
         datamodule: "LightningDataModule | DataLoader[Any]",
-        presample_size: int,
+        presample_size: int | None = None,
+        *,
+        keep: float | Literal["auto"] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(datamodule, (LightningDataModule, DataLoader)):
@@ -71,13 +88,21 @@ class OversamplingDataModule(LightningDataModule):
                 "`datamodule` must be a LightningDataModule or a DataLoader, got "
                 f"{type(datamodule).__name__}. Wrap your dataset in one of them."
             )
-        if presample_size < 1:
+        if (presample_size is None) == (keep is None):
+            raise ValueError(
+                "Either presamples are loaded or the share that matters, got "
+                f"presample_size={presample_size} and keep={keep}. Pass one of them: "
+                "`keep=0.6` loads six of ten examples in a pass."
+            )
+        if presample_size is not None and presample_size < 1:
             raise ValueError(
                 f"`presample_size` must be at least 1, got {presample_size}. The paper "
                 "presamples 3 to 5 times the batch size."
             )
         self.datamodule = datamodule
         self.presample_size = presample_size
+        self.source = None if keep is None else PassSource(ImportanceSubset(keep))
+        self.is_served = False
         if isinstance(datamodule, LightningDataModule):
             self._forward_hooks(datamodule)
 
@@ -109,16 +134,20 @@ class OversamplingDataModule(LightningDataModule):
 
     @override
     def train_dataloader(self) -> "DataLoader[Any]":
-        """Return the wrapped training loader with presamples in it.
+        """Return the wrapped training loader; with presamples in it, if they are asked.
 
         Raises:
             TypeError: If it is not one DataLoader over a map-style dataset with
                 automatic batching and an ordinary batch sampler.
             ValueError: If ``presample_size`` is below its batch size or above the
                 number of its examples.
+            RuntimeError: If ``keep`` was asked for and no callback would serve it.
         """
         inner = self.datamodule
         loader = inner if isinstance(inner, DataLoader) else inner.train_dataloader()
+        if self.presample_size is None:
+            self._refuse_deafness()
+            return loader
         # Made here, inside the hook, where Lightning records the arguments by which
         # it rebuilds the batch sampler around a distributed sampler.
         sampler, batch_size = plain_parts(loader)
@@ -129,6 +158,14 @@ class OversamplingDataModule(LightningDataModule):
             presample_size=self.presample_size,
         )
         return rebuilt(loader, batches)
+
+    def _refuse_deafness(self) -> None:
+        if self.trainer is not None and not self.is_served:
+            raise RuntimeError(
+                "What is kept goes by the scores of an ImportanceSamplingCallback, got "
+                "a Trainer without one. Add Trainer(callbacks=["
+                "ImportanceSamplingCallback()])."
+            )
 
 
 def plain_parts(loader: Any) -> tuple[Sampler[int] | Iterable[int], int]:

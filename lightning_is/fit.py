@@ -6,6 +6,8 @@ from typing import Any, Protocol, final, runtime_checkable
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_is import host
+from lightning_is.data.source import IndexSource
+from lightning_is.datamodule import OversamplingDataModule
 from lightning_is.engine import Engine
 from lightning_is.feed import Feed
 from lightning_is.settings import Settings
@@ -40,6 +42,8 @@ class Fit:
         owner: Timed,
     ) -> None:
         self._settings, self._state, self._owner = settings, state, owner
+        self._source = state.source  # that the callback was given
+        self._module: OversamplingDataModule | None = None
         self.engine: Engine | None = None
         self.feed: Feed | None = None
 
@@ -58,10 +62,26 @@ class Fit:
     def set_up(self, trainer: Trainer) -> None:
         """Put the source behind the loader, before the Trainer asks for it."""
         self.close()
-        source = self._state.source
+        source = self._state.source = self._source_of(trainer)
         if source is not None:
             share = self._share_of(trainer)
             self.feed = Feed(trainer, source, self._state, share)
+
+    def _source_of(self, trainer: Trainer) -> IndexSource | None:
+        """Return the source: the callback's own, or that of our data module."""
+        module = host.data_module(trainer)
+        if module is None or module.source is None:
+            return self._source
+        if self._source is not None:
+            raise ValueError(
+                "One source chooses what to load, got one of the callback and `keep` "
+                "of the OversamplingDataModule. Drop one of them."
+            )
+        self._settings.check_parts(
+            self._state.gate, module.source, self._state.acceptance, None
+        )
+        self._module, module.is_served = module, True
+        return module.source
 
     def begin(
         self, trainer: Trainer, module: LightningModule, is_active: Callable[[], bool]
@@ -133,6 +153,9 @@ class Fit:
             self.feed.close()
             self._state.under_way = self.feed.under_way()
         self.feed = None
+        if self._module is not None:
+            self._module.is_served = False
+        self._module = None
 
     def _close_engine(self) -> None:
         if self.engine is not None:

@@ -1,6 +1,6 @@
 """What the engine needs of its host, Lightning, by public names alone."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_is.data.batch_sampler import PresampleBatchSampler
+from lightning_is.datamodule import OversamplingDataModule
 
 
 @final
@@ -100,6 +101,12 @@ def presample_sampler(trainer: Trainer) -> PresampleBatchSampler | None:
     loader = trainer.train_dataloader
     sampler = loader.batch_sampler if isinstance(loader, DataLoader) else None
     return sampler if isinstance(sampler, PresampleBatchSampler) else None
+
+
+def data_module(trainer: Trainer) -> OversamplingDataModule | None:
+    """Return our own data module, if the fit has it."""
+    module = trainer.datamodule  # type: ignore[attr-defined]
+    return module if isinstance(module, OversamplingDataModule) else None
 
 
 def loader_batch_size(trainer: Trainer) -> int | None:
@@ -204,30 +211,6 @@ def reported_loss(trainer: Trainer, outputs: Any) -> Tensor | None:
         return None
     # It comes divided by the number of accumulated batches.
     return torch.as_tensor(loss).detach() * trainer.accumulate_grad_batches
-
-
-def resolve_heads(
-    module: LightningModule, head: "str | nn.Module | Sequence[str | nn.Module]"
-) -> list[nn.Module]:
-    """Turn names and modules into modules.
-
-    Raises:
-        ValueError: If a name is no submodule, or a module no part of this one.
-    """
-    if isinstance(head, (str, nn.Module)):
-        head = [head]
-    parts = dict(module.named_modules())
-    heads = []
-    for wanted in head:
-        found = parts.get(wanted) if isinstance(wanted, str) else wanted
-        if found is None or not any(found is part for part in parts.values()):
-            shown = ", ".join(list(parts)[1:9])
-            raise ValueError(
-                f"`head` must name a part of {type(module).__name__} by its dotted "
-                f"name, or be one, got {wanted!r}. Its parts begin with: {shown}."
-            )
-        heads.append(found)
-    return heads
 
 
 @contextmanager

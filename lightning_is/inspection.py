@@ -4,12 +4,12 @@ from contextlib import suppress
 from typing import Any, final
 
 from lightning.pytorch import LightningModule
+from torch import nn
 
-from lightning_is import host
 from lightning_is.preparation import Trial, prepare
 from lightning_is.runner import NoLossError, StepRunner
 from lightning_is.scoring.tap import HeadTap
-from lightning_is.settings import Settings
+from lightning_is.settings import Head, Settings
 
 _CHECKED_AGAIN = (10, 100, 1000, 10_000)  # batches: a loss may gain terms in time
 
@@ -41,7 +41,7 @@ class Inspector:
             ValueError: If the scorer cannot score this step.
         """
         head = self._settings.head
-        heads = None if head is None else host.resolve_heads(self._module, head)
+        heads = None if head is None else resolve_heads(self._module, head)
         prepared = prepare(self._trial(batch, size), heads, self._settings.scorer)
         if prepared is None:
             return None
@@ -70,3 +70,25 @@ class Inspector:
             examples=part,
             parts=min(2, size // part),
         )
+
+
+def resolve_heads(module: LightningModule, head: Head) -> list[nn.Module]:
+    """Turn names and modules into modules.
+
+    Raises:
+        ValueError: If a name is no submodule, or a module no part of this one.
+    """
+    if isinstance(head, (str, nn.Module)):
+        head = [head]
+    parts = dict(module.named_modules())
+    heads = []
+    for wanted in head:
+        found = parts.get(wanted) if isinstance(wanted, str) else wanted
+        if found is None or not any(found is part for part in parts.values()):
+            shown = ", ".join(list(parts)[1:9])
+            raise ValueError(
+                f"`head` must name a part of {type(module).__name__} by its dotted "
+                f"name, or be one, got {wanted!r}. Its parts begin with: {shown}."
+            )
+        heads.append(found)
+    return heads

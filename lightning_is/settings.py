@@ -88,7 +88,8 @@ class Settings:
         Raises:
             ValueError: If so.
         """
-        sizes = source is None if gate is None else gate.chooses_size
+        nobody = self.batch_size is None and source is None and acceptance is None
+        sizes = nobody if gate is None else gate.chooses_size  # by the default gate
         draws = self.batch_size is not None or acceptance is not None or sizes
         if not draws and source is None:
             raise ValueError(
@@ -108,11 +109,16 @@ class Settings:
                 f"{type(gate).__name__} chooses how many examples to train on, got "
                 f"`batch_size={self.batch_size}` as well. Drop one of them."
             )
-        planned = plan is not None or self.when_closed == "subset"
+        if self.when_closed == "subset" and self.batch_size is None:
+            raise ValueError(
+                "A closed gate takes a subset of `batch_size` examples, got none. Pass "
+                'it, or leave `when_closed="all"`.'
+            )
+        planned = plan is not None
         if planned and (acceptance is not None or not draws):
             raise ValueError(
-                "`plan` and `when_closed` are of draws from what was loaded, got one "
-                "where there are none. Pass `batch_size` to draw, or drop it."
+                "A `plan` is one of draws from what was loaded, got it where there are "
+                "none. Pass `batch_size` to draw, or drop it."
             )
         if source is not None and isinstance(self.scorer, GradientNorm):
             raise ValueError(

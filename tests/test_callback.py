@@ -592,7 +592,9 @@ def test_two_processes_with_batches_of_different_sizes_agree(kit):
         def train_dataloader(self):
             return kit.loader(batch_size=(6, 12)[self.trainer.global_rank])
 
-    sampling = ImportanceSamplingCallback(2, gate=EfficiencyGate(backward_cost=20.0))
+    sampling = ImportanceSamplingCallback(
+        2, gate=EfficiencyGate("assumed", backward_cost=20.0)
+    )
     trainer = kit.trainer(
         sampling,
         AgreeingRanks(),

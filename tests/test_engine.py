@@ -251,7 +251,7 @@ def test_a_batch_size_is_a_whole_number(settings, message):
 
 def test_a_closed_efficiency_gate_looks_at_every_fourth_step(kit):
     """What it is told stands for the steps in between, and forgets as fast."""
-    gate = EfficiencyGate(backward_cost=0.01)  # never opens
+    gate = EfficiencyGate("assumed", backward_cost=0.01, smoothing=0.9)  # never opens
     told = telling(gate)
     kit.trainer(
         ImportanceSamplingCallback(4, gate=gate), max_epochs=3, log_every_n_steps=1000
@@ -260,11 +260,11 @@ def test_a_closed_efficiency_gate_looks_at_every_fourth_step(kit):
     kept, expected = 0.9**4, 0.0
     for evidence in told:
         expected = kept * expected + (1 - kept) * evidence.effective_batch
-    assert gate.state_dict()["gain"] == pytest.approx(expected)
+    assert gate.state_dict()["gain_0"] == pytest.approx(expected)
 
 
 def test_logged_steps_are_looked_at_whatever_the_gate(kit):
-    gate = EfficiencyGate(backward_cost=0.01)
+    gate = EfficiencyGate("assumed", backward_cost=0.01, smoothing=0.9)
     told = telling(gate)
     kit.trainer(
         ImportanceSamplingCallback(4, gate=gate), max_epochs=3, log_every_n_steps=3
@@ -292,8 +292,8 @@ def test_random_numbers_of_numpy_are_those_of_plain_training(kit):
 
 
 def test_an_open_efficiency_gate_looks_at_every_fourth_step(kit):
-    gate = EfficiencyGate(smoothing=0.0, backward_cost=100.0)
-    gate.load_state_dict({"gain": 2.0, "break_even": 1.0})
+    gate = EfficiencyGate("assumed", backward_cost=100.0, smoothing=0.0)
+    gate.load_state_dict({"gain_0": 2.0, "place": 1.0})
     told = telling(gate)
     module = kit.Classifier(kit.mlp(), lr=0.0)
     kit.trainer(

@@ -29,6 +29,7 @@ METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 UNBIASED = {
     *("uniform", "trim", "upper_bound", "loss", "gradient_norm", "rs2"),
     *("presample_uniform", "soft_pruning", "constant_variance", "constant_time"),
+    *("indexed", "two_stage"),
 }
 N, BATCH, CLASSES = 40, 10, 3  # the presample of the paper's methods is everything
 
@@ -83,8 +84,12 @@ def settings(method: str):
     words = [f"method={method}", f"data.batch_size={BATCH}", "title=t", "output_dir=."]
     if method in {"upper_bound", "loss", "gradient_norm", "presample_uniform"}:
         words.append(f"method.presample_size={N}")
-    if method == "trim":
-        words.append("method.batch_size=3")
+    if method == "trim":  # of one size, that shares can be worked out for
+        words += ["gate@method.callback.gate=efficiency", "method.batch_size=3"]
+    if method in {"trim", "two_stage"}:  # exact only where no clock decides
+        words.append("method.callback.gate.costs=assumed")
+    if method == "two_stage":  # few enough steps see every weight
+        words.append("method.callback.plan.distribution.share=0.3")
     if method == "biased":
         words.append("method.callback.source.warmup=8")
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -154,8 +159,13 @@ SHARES: dict[str, Callable[[], torch.Tensor]] = {
     "trim": lambda: by_batch(lambda s: capped_inclusion(Mixed()(s), 3)),
     "constant_variance": lambda: by_batch(lambda s: s / s.sum()),
     "soft_pruning": lambda: torch.where(losses() < losses().mean(), 0.5, 1.0),
+    "indexed": lambda: capped_inclusion(Mixed(share=0.5)(bounds()), round(0.6 * N)),
 }
-VARYING = {"constant_time", "biased"}  # what they draw from, or by, always changes
+VARYING = {
+    "constant_time",
+    "biased",
+    "two_stage",
+}  # what they draw from, or by, always changes
 
 
 def by_batch(share):
@@ -227,6 +237,7 @@ def test_the_batch_keeps_its_size(kit, run, method):
         "trim": {3, BATCH},
         "constant_variance": set(range(1, BATCH + 1)),
         "constant_time": set(range(1, BATCH + 1)),
+        "two_stage": {1, 2, 5, BATCH},
     }
     assert sizes <= allowed.get(method, {BATCH})
     if method in allowed:
@@ -332,6 +343,8 @@ DEFINING = {  # the part that makes a method what it is
     "selective_backprop": "lightning_is.sampling.LossPercentile",
     "stale_selective_backprop": "lightning_is.sampling.StaleSelection",
     "soft_pruning": "lightning_is.sampling.SoftPruned",
+    "indexed": "lightning_is.sampling.ImportanceSubset",
+    "two_stage": "lightning_is.sampling.ImportanceSubset",
     "rs2": "lightning_is.sampling.RandomSubset",
     "presample_uniform": "lightning_is.sampling.TauGate",
 }

@@ -32,8 +32,11 @@ def source():
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({}, "got neither `batch_size` nor `source` nor `acceptance`"),
-        ({"gate": AlwaysOpen()}, "got neither `batch_size`"),
+        (
+            {"gate": AlwaysOpen()},
+            "got a AlwaysOpen, which does not, and no `batch_size`",
+        ),
+        ({"when_closed": "subset"}, "got none. Pass it"),
         ({"source": source(), "gate": NeverOpen()}, "A gate says when to draw"),
         ({"source": source(), "scorer": GradientNorm()}, "leave another score"),
         (
@@ -47,11 +50,11 @@ def source():
         ),
         (
             {"acceptance": LossPercentile(), "plan": ImportancePlan()},
-            "of draws from what was loaded",
+            "A `plan` is one of draws",
         ),
         (
-            {"source": source(), "when_closed": "subset"},
-            "of draws from what was loaded",
+            {"source": source(), "plan": ImportancePlan()},
+            "A `plan` is one of draws",
         ),
         ({"batch_size": 4, "scale_factor": 0.0}, r"must be in \(0, 1\], got 0.0"),
         (

@@ -90,8 +90,11 @@ class CurveRecorder(Callback):
     def _point(self, step: int, trainer: Trainer) -> Point:
         logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
         is_open = logged.get("is/open", 0.0) > 0.5
-        # The loss of a trimmed batch is that of hard examples, not of the training set.
-        loss = logged["is/presample_loss" if is_open else "train/loss"]
+        # The loss of a trimmed batch is that of hard examples, not of the training set;
+        # where a source chose what to load, neither is.
+        loss = logged["train/loss"]
+        if is_open:
+            loss = logged.get("is/presample_loss", loss)
         return Point(step, self.seconds, loss, logged.get("is/tau", nan), is_open)
 
 

@@ -44,21 +44,29 @@ class Chooser:
         margin: float,
         epsilon: float | None = None,
     ) -> None:
-        _check(costs, backward_cost, margin, epsilon)
+        check_settings(costs, backward_cost, margin, epsilon)
         self.costs, self.margin, self.epsilon = costs, margin, epsilon
         self._gains = [Average(smoothing) for _ in range(places)]
         self._model = CostModel(backward_cost)
         self.place, self.cost, self.value = 0, 1.0, 1.0
 
-    def observe(self, evidence: Evidence, menu: Sequence[int]) -> None:
-        """Take in gains and timings, and choose again."""
-        for average, gain in zip(self._gains, evidence.gains, strict=True):
+    def observe(
+        self, evidence: Evidence, menu: Sequence[int], gains: Sequence[float]
+    ) -> None:
+        """Take in gains and timings, and choose again.
+
+        Args:
+            evidence: Of the last steps.
+            menu: The open sizes.
+            gains: Multiplier of each of them, by the scores.
+        """
+        for average, gain in zip(self._gains, gains, strict=True):
             average.update(gain, evidence.steps)
         if self.costs == "measured":
             for timing in evidence.timings:
                 self._model.observe(timing)
-        ordinary = evidence.ordinary or Sizes(evidence.presample_size, menu[-1])
         loaded = evidence.presample_size
+        ordinary = evidence.ordinary or Sizes(loaded, loaded)
         ratios = [self._model.ratio(loaded, size, *ordinary) for size in menu]
         worth = [
             gain.value * size / ordinary.batch
@@ -106,9 +114,14 @@ class Chooser:
         self.place = int(state["place"])
 
 
-def _check(
+def check_settings(
     costs: str, backward_cost: float, margin: float, epsilon: float | None
 ) -> None:
+    """Refuse settings of a chooser that have no meaning.
+
+    Raises:
+        ValueError: If one has none.
+    """
     if costs not in ("measured", "assumed"):
         raise ValueError(
             f'`costs` must be "measured" or "assumed", got {costs!r}. "measured" goes '
@@ -121,7 +134,7 @@ def _check(
         )
     if not 0 <= margin < float("inf"):
         raise ValueError(
-            f"`margin` must be a number of at least 0, got {margin}. 0.02 asks for 2 % "
+            f"`margin` must be a number of at least 0, got {margin}. 0.05 asks for 5 % "
             "more before it changes its mind."
         )
     if epsilon is not None and not 0 <= epsilon < float("inf"):

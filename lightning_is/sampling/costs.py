@@ -8,7 +8,7 @@ from typing import final
 _WINDOW = 32  # timings of a kind that count; a median of them forgives the odd one
 _LEAST = 3  # of them make a measurement
 _WAITS = 0.05  # of the time spent waiting: from here on the loader sets the pace
-_OPTIMISM = 4.0  # backward passes are rarely dearer: no chance is missed before a trial
+_OPTIMISM = 9.0  # backward passes are rarely dearer: no chance is missed before a trial
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class CostModel:
     def __init__(self, backward_cost: float = 2.0, expires: int = 2000) -> None:
         self.backward_cost, self.expires = backward_cost, expires
         self._windows: dict[tuple[str, int], deque[tuple[int, float]]] = {}
+        self._paces: dict[tuple[str, int], float] = {}
         self._kind: tuple[int, int, bool] | None = None
         self._overlaps = False
         self._now = 0  # timings seen
@@ -79,6 +80,7 @@ class CostModel:
         phase = "open" if scored else "closed"
         self._add(f"{phase} wait", timing.loaded, timing.wait)
         self._add(f"{phase} cycle", timing.loaded, timing.wait + compute)
+        self._note_pace(phase, timing.loaded)
         if scored:
             self._add("score", timing.loaded, timing.score)
             self._add("step", timing.trained, timing.step)
@@ -135,15 +137,23 @@ class CostModel:
         return compute + (self._measured(f"{phase} wait", loaded) or 0.0) * more
 
     def _pace(self, phase: str, loaded: int) -> float:
-        """Return the time a loader needs for a batch, 0 as long as nobody waits."""
+        """Return the time a loader needs for a batch, 0 if nobody had to wait yet."""
+        recent = self._values(f"{phase} wait", loaded)
+        return self._paces.get((phase, loaded), 0.0) if recent else 0.0
+
+    def _note_pace(self, phase: str, loaded: int) -> None:
         waits = self._values(f"{phase} wait", loaded)
         cycles = self._values(f"{phase} cycle", loaded)
         if len(waits) < _LEAST:
-            return 0.0
+            return
         # Batches of several workers come in bursts, so a mean; but for one outlier.
         longest = max(range(len(waits)), key=waits.__getitem__)
         del waits[longest], cycles[longest]
-        return fmean(cycles) if fmean(waits) > _WAITS * fmean(cycles) else 0.0
+        cycle, place = fmean(cycles), (phase, loaded)
+        if fmean(waits) > _WAITS * cycle:
+            self._paces[place] = cycle
+        elif place in self._paces:  # it is no slower than the steps are now
+            self._paces[place] = min(self._paces[place], cycle)
 
     def _add(self, what: str, size: int, seconds: float) -> None:
         window = self._windows.setdefault((what, size), deque(maxlen=_WINDOW))

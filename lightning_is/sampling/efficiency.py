@@ -34,7 +34,7 @@ class EfficiencyGate(Gate):
 
     Example:
         >>> gate = EfficiencyGate("assumed", smoothing=0.0)
-        >>> gate.observe(Evidence(2.0, 3.0, 128, 32, gains=(3.0,)))  # break-even 2.33
+        >>> gate.observe(Evidence(2.0, 3.0, 128, 32))  # break-even 2.33
         >>> gate.is_open
         True
     """
@@ -45,8 +45,8 @@ class EfficiencyGate(Gate):
         self,
         costs: Costs = "measured",
         backward_cost: float = 2.0,
-        smoothing: float = 0.9,
-        margin: float = 0.02,
+        smoothing: float = 0.95,
+        margin: float = 0.05,
     ) -> None:
         self._chooser = Chooser(1, costs, backward_cost, smoothing, margin)
 
@@ -63,7 +63,8 @@ class EfficiencyGate(Gate):
 
     def observe(self, evidence: Evidence) -> None:
         """Move the average towards this step's effective batch, and choose."""
-        self._chooser.observe(evidence, (evidence.batch_size,))
+        gains = (evidence.effective_batch,)
+        self._chooser.observe(evidence, (evidence.batch_size,), gains)
 
     @override
     def metrics(self) -> dict[str, float]:
@@ -114,8 +115,8 @@ class AdaptiveSize(Gate):
         menu: Sequence[float] = (1 / 8, 1 / 4, 1 / 2),
         costs: Costs = "measured",
         backward_cost: float = 2.0,
-        smoothing: float = 0.9,
-        margin: float = 0.02,
+        smoothing: float = 0.95,
+        margin: float = 0.05,
         epsilon: float | None = None,
     ) -> None:
         rising = all(a < b for a, b in pairwise([0.0, *menu, 1.0]))
@@ -143,7 +144,7 @@ class AdaptiveSize(Gate):
     def observe(self, evidence: Evidence) -> None:
         """Move the averages towards this step's gains, and choose."""
         sizes = self.candidates(evidence.presample_size, evidence.presample_size)
-        self._chooser.observe(evidence, sizes)
+        self._chooser.observe(evidence, sizes, evidence.gains)
 
     @override
     def sizes(self, presample_size: int, batch_size: int) -> Sizes:

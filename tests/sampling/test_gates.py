@@ -6,11 +6,11 @@ from itertools import pairwise, permutations
 import pytest
 import torch
 
-from lightning_is.sampling import gates
+from lightning_is.sampling import efficiency, gates
+from lightning_is.sampling.efficiency import AdaptiveSize, EfficiencyGate
 from lightning_is.sampling.gate import Evidence, Gate
 from lightning_is.sampling.gates import (
     AlwaysOpen,
-    EfficiencyGate,
     NeverOpen,
     TauGate,
     Warmup,
@@ -22,7 +22,8 @@ MEMBERS = [  # a new gate joins here, as a function that makes one
     pytest.param(lambda: Warmup(steps=3), id="warmup"),
     pytest.param(lambda: TauGate(smoothing=0.5), id="tau-auto"),
     pytest.param(lambda: TauGate(1.6, smoothing=0.5), id="tau"),
-    pytest.param(lambda: EfficiencyGate(smoothing=0.5), id="efficiency"),
+    pytest.param(lambda: EfficiencyGate("assumed", smoothing=0.5), id="efficiency"),
+    pytest.param(lambda: AdaptiveSize(costs="assumed", smoothing=0.5), id="adaptive"),
 ]
 FIRST_STEP_ABOVE = [  # of tau, constant from the first step: 0.9 ** t decides
     pytest.param(1.6, 1.5, 27, id="1.6-over-1.5"),
@@ -39,7 +40,8 @@ def evidence(
     presample_size: int = 128,
     batch_size: int = 32,
 ) -> Evidence:
-    return Evidence(tau, gain, presample_size, batch_size)
+    gains = (1.2 * gain, gain, 0.7 * gain)
+    return Evidence(tau, gain, presample_size, batch_size, gains=gains)
 
 
 def history(steps: int) -> list[Evidence]:
@@ -70,7 +72,7 @@ def through_a_checkpoint(state: dict[str, float]) -> dict[str, float]:
 def test_every_gate_is_listed_here():
     written = {
         found
-        for found in vars(gates).values()
+        for found in [*vars(gates).values(), *vars(efficiency).values()]
         if isinstance(found, type)
         and issubclass(found, Gate)
         and not found.__name__.startswith("_")
@@ -250,34 +252,11 @@ def test_tau_gate_looks_at_tau_and_efficiency_gate_at_the_gain():
     assert (by_tau.is_open, by_gain.is_open) == (False, True)
 
 
-@pytest.mark.parametrize(
-    ("backward_cost", "break_even"), [(1.0, 3.0), (2.0, 7 / 3), (3.0, 2.0)]
-)
-def test_efficiency_gate_opens_strictly_above_its_break_even(backward_cost, break_even):
-    gate = EfficiencyGate(backward_cost, smoothing=0.0)
-    assert not gate.is_open
-    for gain, expected in [
-        (break_even + 1e-9, True),
-        (break_even, False),
-        (break_even - 1e-9, False),
-    ]:
-        gate.observe(evidence(gain=gain))
-        assert gate.is_open is expected
-
-
 @pytest.mark.parametrize(("gain", "threshold", "step"), FIRST_STEP_ABOVE[3:])
 def test_efficiency_gate_averages_as_the_paper_averages_tau(gain, threshold, step):
     sizes = {2.0: (48, 16), 7 / 3: (128, 32)}[threshold]
-    gate = EfficiencyGate()
+    gate = EfficiencyGate(smoothing=0.9, margin=0.0)
     assert steps_until_open(gate, evidence(1.0, gain, *sizes)) == step
-
-
-def test_efficiency_gate_follows_the_sizes_of_the_step_and_closes_again():
-    gate = EfficiencyGate(smoothing=0.0)
-    gate.observe(evidence(gain=2.5, presample_size=48, batch_size=16))
-    assert gate.is_open
-    gate.observe(evidence(gain=2.5, presample_size=96, batch_size=16))
-    assert not gate.is_open
 
 
 @pytest.mark.parametrize("gate", [TauGate(), EfficiencyGate()])
@@ -305,13 +284,13 @@ def test_equal_scores_never_open_a_gate(gate):
             lambda: TauGate(float("nan")), "`threshold` must .* got nan", id="nan"
         ),
         pytest.param(
-            lambda: EfficiencyGate(0.0),
-            r"`backward_cost` must be above 0, got 0\.0\. 2 forward",
+            lambda: EfficiencyGate(backward_cost=0.0),
+            r"`backward_cost` must be a number above 0, got 0\.0\. 2 forward",
             id="free-backward",
         ),
         pytest.param(
-            lambda: EfficiencyGate(float("nan")),
-            "`backward_cost` must be above 0, got nan",
+            lambda: EfficiencyGate(backward_cost=float("nan")),
+            "`backward_cost` must be a number above 0, got nan",
             id="nan-cost",
         ),
     ],

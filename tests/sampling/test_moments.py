@@ -1,10 +1,10 @@
-"""Six numbers that ranks add up say what the whole presample would have said."""
+"""A few numbers that ranks add up say what the whole presample would have said."""
 
 import pytest
 import torch
 
 from lightning_is.sampling.distributions import Mixed, Proportional
-from lightning_is.sampling.moments import evidence, moments
+from lightning_is.sampling.moments import evidence, moments, only_faults
 from lightning_is.sampling.numerics import tau
 from lightning_is.sampling.plan import ImportancePlan
 from lightning_is.sampling.selection import multinomial, without_replacement
@@ -22,7 +22,7 @@ def lognormal(count: int, seed: int) -> torch.Tensor:
 
 def packed_moments(scores, batch_size, plan):
     counts = plan.expected_counts(scores, batch_size)
-    return moments(scores, counts, batch_size, plan.selection)
+    return moments(scores, [(batch_size, counts)], plan.selection)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -89,8 +89,7 @@ def test_a_rank_without_scores_changes_nothing():
 
 def test_moments_count_examples_draws_and_sums():
     packed = packed_moments(torch.tensor([1.0, 2.0, 0.0]), 2, ImportancePlan()).tolist()
-    assert packed[:4] == [3.0, 2.0, 3.0, 5.0]
-    assert packed[5] == 0
+    assert packed[:5] == [3.0, 3.0, 5.0, 0.0, 2.0]
 
 
 def test_moments_wait_for_no_device_and_count_the_faults():
@@ -104,9 +103,27 @@ def test_moments_wait_for_no_device_and_count_the_faults():
         __torch_function__ = torch._C._disabled_torch_function_impl
 
     faulty = torch.tensor([1.0, float("nan"), -1.0, 2.0]).as_subclass(Elsewhere)
-    assert packed_moments(faulty, 2, ImportancePlan()).tolist()[5] == 2
+    assert packed_moments(faulty, 2, ImportancePlan()).tolist()[3] == 2
 
 
 def test_moments_of_faulty_scores_are_refused_where_looking_is_free():
     with pytest.raises(ValueError, match=r"got 1 of 2 .* \{1: nan\}"):
         packed_moments(torch.tensor([1.0, float("nan")]), 1, ImportancePlan())
+
+
+def test_every_candidate_size_has_a_gain_of_its_own():
+    scores, plan = lognormal(48, seed=0), ImportancePlan()
+    draws = [(size, plan.expected_counts(scores, size)) for size in (6, 12, 24)]
+    found = evidence(moments(scores, draws, plan.selection).tolist(), 48, 12, place=1)
+    expected = [plan.effective_batch(scores, size).item() for size in (6, 12, 24)]
+    assert found.gains == pytest.approx(expected)
+    assert found.effective_batch == found.gains[1]
+
+
+def test_what_tells_of_faults_alone_is_no_evidence_and_fits_the_moments():
+    scores, plan = torch.tensor([1.0, 2.0, 0.0]), ImportancePlan()
+    whole = moments(scores, [(1, scores / 3), (2, scores)], plan.selection)
+    faulty = only_faults(torch.tensor([float("nan"), 1.0, -1.0]), sizes=2)
+    assert faulty.tolist() == [0, 0, 0, 2, 0, 0, 0, 0]
+    assert whole.shape == faulty.shape
+    assert evidence(faulty.tolist(), 3, 1) is None
