@@ -25,6 +25,7 @@ from lightning_is.settings import (
     Head,
     IndexFunction,
     Progress,
+    ScorePrecision,
     Settings,
     WhenClosed,
 )
@@ -34,21 +35,20 @@ from lightning_is.state import State
 class ImportanceSamplingCallback(Callback):
     """Backpropagate the examples that matter; change nothing in the module.
 
-    By default it *trims*: of every batch of ``B`` that the loader yields, ``b`` are
-    drawn by the upper bound of their gradient norm and backpropagated, weighted so that
-    the gradient stays unbiased, whenever the gate expects that to pay; otherwise the
-    step trains on all ``B``. The number of steps, schedules and the loader stay.
-
-    The user's ``training_step`` runs as it is, on the ``B`` without gradients to score
-    them, then on the ``b``; it must compute each example on its own.
+    By default it *trims*: of every batch that the loader yields, as many are drawn by
+    the upper bound of their gradient norm and backpropagated as buy most precision for
+    their cost on this machine, which may be all. Weights keep the gradient unbiased.
+    The number of steps, schedules and the loader stay. The user's ``training_step``
+    runs as it is, on the batch without gradients to score it, then on what was drawn;
+    it must compute each example on its own.
 
     Args:
-        batch_size: Examples ``b`` to train on while the gate is open, at least 1 and
-            fewer than the loader yields; None leaves that to the gate, the source or
-            the acceptance, which then must be given.
+        batch_size: Examples to train on while the gate is open, at least 1 and fewer
+            than the loader yields; None leaves that to gate, source or acceptance.
         scorer: Scores the examples.
         plan: Distribution, selection and weights of the draw.
-        gate: Decides when to sample; by default, an acceptance has a `Window`.
+        gate: Decides when to sample: by default `AdaptiveSize`, with ``batch_size`` an
+            `EfficiencyGate`, with an acceptance a `Window`.
         source: Chooses what to load, in place of the loader's sampler, by past scores;
             its weights multiply those of a draw from what was loaded.
         acceptance: Accepts loaded examples one by one until they fill a batch, while
@@ -64,6 +64,11 @@ class ImportanceSamplingCallback(Callback):
         score_mode: Score with dropout off (``"eval"``) or as in training (``"train"``).
         scale_factor: Score images of so much of their height and width, in ``(0, 1]``.
             Below 1, running statistics come from what is trained on.
+        score_precision: Score in ``"bf16"`` or ``"fp16"``; None is the Trainer's own.
+        proxy: Score by the step of another module, smaller or an average of this one,
+            which somebody else updates; statistics as below 1. Scores that are cheaper
+            by one of these three are checked at every hundredth draw: where they lose
+            more than they save, a warning says so and full scores take over.
         seed: Of the draws, at least 0; they never touch the global random states.
 
     Attributes:
@@ -94,6 +99,8 @@ class ImportanceSamplingCallback(Callback):
         index_fn: IndexFunction | None = None,
         score_mode: ScoreMode = "eval",
         scale_factor: float = 1.0,
+        score_precision: ScorePrecision | None = None,
+        proxy: LightningModule | None = None,
         seed: int = 0,
     ) -> None:
         settings = Settings(
@@ -106,6 +113,8 @@ class ImportanceSamplingCallback(Callback):
             index_fn=index_fn,
             score_mode=score_mode,
             scale_factor=scale_factor,
+            score_precision=score_precision,
+            proxy=proxy,
         )
         settings.check_parts(gate, source, acceptance, plan)
         if acceptance is not None:
@@ -130,16 +139,14 @@ class ImportanceSamplingCallback(Callback):
     ) -> "ImportanceSamplingCallback":
         """Build Algorithm 1 of Katharopoulos & Fleuret (ICML 2018), to the letter.
 
-        Draws with replacement, proportionally to the scores, weighted by
-        ``1 / (B g_i)``, while the moving average of tau (0.9, from 0) exceeds the
-        threshold; otherwise trains on ``batch_size`` uniform examples. Use it with
-        `OversamplingDataModule`, which loads presamples only while they are wanted.
+        Draws with replacement, in proportion to the scores, weighted by ``1 / (B g)``,
+        while the moving average of tau (0.9, from 0) exceeds the threshold; otherwise
+        trains on ``batch_size`` uniform examples. For an `OversamplingDataModule`.
 
         Args:
             batch_size: Examples ``b`` of every step, and of the loader.
             tau_threshold: What tau must exceed; ``"auto"`` is ``(B + 3b) / (3b)``.
-            scorer: As in the constructor, like ``head``, ``per_sample_loss``,
-                ``index_fn``, ``score_mode`` and ``seed``.
+            scorer: As in the constructor, like all that follow.
 
         Example:
             >>> ImportanceSamplingCallback.paper(128, tau_threshold=1.5).gate.tau
@@ -192,12 +199,10 @@ class ImportanceSamplingCallback(Callback):
     def on_train_epoch_start(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> None:
-        """Tell the loader what is wanted: it may be new, or the state resumed."""
         self._fit.begin_epoch()
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the free scores of a uniform step."""
         self._fit.after_backward()
 
     @override
@@ -214,12 +219,10 @@ class ImportanceSamplingCallback(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a loader that never yielded enough to draw from."""
         self._fit.end_epoch()
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a loader that yielded nothing."""
         self._fit.end(trainer)
 
     @override
@@ -233,7 +236,6 @@ class ImportanceSamplingCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the strategy and the module as they were."""
         self._fit.close()
 
     @override

@@ -6,15 +6,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_is import host
-from lightning_is.data.batch import leaves, with_leaves
 from lightning_is.monitor import Stopwatch
-from lightning_is.runner import NoLossError, StepRunner
+from lightning_is.runner import StepRunner
 from lightning_is.sampling.randomness import draw_generator
 from lightning_is.sampling.selection import without_replacement
-from lightning_is.scoring.scaling import shrunk
-from lightning_is.scoring.scorer import Scored
-from lightning_is.scoring.scorer import Step as ScoringStep
 from lightning_is.scoring.tap import HeadTap
+from lightning_is.scoring_pass import ScoringPass
 from lightning_is.settings import Progress, Settings
 from lightning_is.step import Step
 
@@ -33,6 +30,7 @@ class Drawer:
 
     Attributes:
         is_summed: Whether the loss is a sum over the examples.
+        scoring: Scores.
     """
 
     def __init__(
@@ -45,7 +43,8 @@ class Drawer:
         watch: Stopwatch,
     ) -> None:
         self._trainer, self._module, self._settings = trainer, module, settings
-        self._runner, self._progress, self._watch = runner, progress, watch
+        self._progress, self._watch = progress, watch
+        self.scoring = ScoringPass(trainer, module, settings, runner, watch)
         self.is_summed = False
 
     def generator(self) -> torch.Generator:
@@ -54,38 +53,27 @@ class Drawer:
         rank = self._trainer.global_rank
         return draw_generator(self._progress.seed, rank, self._progress.draws - 1)
 
-    def score(
-        self, tap: HeadTap, batch: Any, examples: int, *, update_statistics: bool
-    ) -> Scored | None:
-        """Run the scoring pass; None if the user's step returns no loss."""
-        settings = self._settings
-        if settings.scale_factor < 1:
-            # The statistics of smaller inputs are not those of the inputs.
-            batch, update_statistics = _shrunk(batch, settings.scale_factor), False
-        step = ScoringStep(self._runner.losses, batch, self._module, settings.take)
-        with self._runner.traceless(update_statistics=update_statistics):
-            try:
-                return settings.scorer.score(step, tap, examples)
-            except NoLossError:
-                return None
-            except Exception as problem:
-                if settings.scale_factor < 1:
-                    raise _too_small(settings.scale_factor, problem) from problem
-                raise
-
     def read(self, step: Step, tap: HeadTap) -> None:
         """Read the scores that the backward pass of an ordinary step left behind."""
         if step.read is not None:
             tap.scale = host.gradient_scale(self._trainer)
             step.scores = step.read(step.examples)
 
+    def probe(self, step: Step, tap: HeadTap, batch: Any) -> bool:
+        """Score an ordinary step apart from it; return whether that could be done."""
+        size = step.examples
+        scored = self.scoring.run(tap, batch, size, update_statistics=False)
+        step.scores = None if scored is None else scored.scores
+        return scored is not None
+
     def sample(self, step: Step, tap: HeadTap, batch: Any, wanted: int) -> Any:
         """Score a presample, draw ``wanted`` from it, and arrange for the weights."""
-        start = self._watch.mark()
+        start, size = self._watch.mark(), step.examples
         with host.profiled(self._trainer, "score"):
-            scored = self.score(tap, batch, step.examples, update_statistics=True)
+            scored = self.scoring.run(tap, batch, size, update_statistics=True)
         if scored is None:
             return batch
+        self.scoring.check(tap, batch, scored, wanted)
         plan, before = self._settings.plan, step.weights
         scores = scored.scores if before is None else scored.scores * before
         counts = plan.expected_counts(scores, wanted)
@@ -123,18 +111,3 @@ class Drawer:
             step.index = step.index[drawn.to(step.index.device)]
         step.examples = wanted
         return self._settings.take(batch, drawn)
-
-
-def _shrunk(batch: Any, factor: float) -> Any:
-    """Return a batch with smaller images in it."""
-    rows = leaves(batch)
-    smaller = [shrunk(r, factor) if isinstance(r, torch.Tensor) else r for r in rows]
-    return with_leaves(batch, smaller)
-
-
-def _too_small(factor: float, problem: Exception) -> RuntimeError:
-    return RuntimeError(
-        f"A module scored with `scale_factor={factor}` must accept smaller images, got "
-        f"from it: {problem}. Pool adaptively before the head, or leave "
-        "`scale_factor` at 1."
-    )

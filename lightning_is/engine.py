@@ -91,6 +91,7 @@ class Engine:
         """Leave strategy and module as they were found."""
         self._stepping.undo()
         self._moving.undo()
+        self._drawer.scoring.close()
         if self._tap is not None:
             self._tap.detach()
 
@@ -172,7 +173,7 @@ class Engine:
             self._tap = self._prepare(batch, size)
         tap, scored = self._tap, None
         if tap is not None:
-            scored = self._drawer.score(tap, batch, size, update_statistics=False)
+            scored = self._drawer.scoring.run(tap, batch, size, update_statistics=False)
         if scored is None:
             raise RuntimeError(
                 "Scoring afresh needs a loss for every batch, got None from "
@@ -196,7 +197,7 @@ class Engine:
                 stack.enter_context(self._tap.weighting(step.weights))
             if step.is_sampled:
                 # The scoring pass took them in, of everything that was loaded.
-                frozen = self._settings.scale_factor == 1
+                frozen = self._drawer.scoring.sees_everything
                 statistics = self._runner.context.frozen_statistics(active=frozen)
                 stack.enter_context(statistics)
             elif self._settings.per_sample_loss is None:
@@ -218,35 +219,22 @@ class Engine:
             loaded = step.loaded, step.examples
             self.times.finish(*loaded, step.begun, step.scoring)
         due = self.ledger.is_due()
-        if step.drawn_from is not None:
-            scores = step.drawn_from
-            if due:
-                step.moments = self.ledger.prospect(scores)
-            elif scores.device.type != "cpu":  # nobody has looked at them yet
-                step.moments = self.ledger.faults(scores)
-        else:
-            if not step.is_sampled:
-                step.loss = loss if step.weights is None else None
-                due = self._ask_for_losses(step, self._tap, batch) or due
-            if due and step.scores is not None:
-                weights = None if step.is_sampled else step.weights
-                scores = step.scores if weights is None else step.scores * weights
-                step.moments = self.ledger.prospect(scores)
-        self.ledger.send(step.moments, step.scores, self.times.collect())
+        if not step.is_sampled:
+            step.loss = loss if step.weights is None else None
+            if self._asks_for_losses():
+                due = self._drawer.probe(step, self._tap, batch)
+        moments = self.ledger.look(step, due=due)
+        self.ledger.send(moments, step.scores, self.times.collect())
         if self._feed is None or step.index is None or step.scores is None:
             return
         if len(step.scores) == len(step.index):
             self._feed.send(step.index, step.scores)
 
-    def _ask_for_losses(self, step: Step, tap: HeadTap, batch: Any) -> bool:
-        """Score a closed step by the user's own losses, if it is time to."""
+    def _asks_for_losses(self) -> bool:
+        """Whether it is time to score a closed step by the user's own losses."""
         every = _PROBE_EVERY if self._feed is None else 1  # it wants to know of all
-        asks = (self._counts.batches - 1) % every == 0
-        if self._settings.per_sample_loss is None or not asks:
-            return False
-        scored = self._drawer.score(tap, batch, step.examples, update_statistics=False)
-        step.scores = None if scored is None else scored.scores
-        return True
+        own = self._settings.per_sample_loss is not None
+        return own and (self._counts.batches - 1) % every == 0
 
     def metrics(self) -> dict[str, float | Tensor]:
         """Describe the step that just ended; waits for the device."""
@@ -254,5 +242,5 @@ class Engine:
         if self._step is None or self.ledger.last is None:
             return {}
         found = self._step.metrics(self.ledger.last, self._watch)
-        found |= self._gate.metrics()
+        found |= self._gate.metrics() | self._drawer.scoring.metrics()
         return found if self._feed is None else {**found, **self._feed.source.metrics()}

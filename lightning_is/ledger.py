@@ -15,6 +15,7 @@ from lightning_is.sampling.gate import Evidence, Gate, Sizes
 from lightning_is.sampling.moments import evidence, moments, only_faults
 from lightning_is.sampling.numerics import check_scores
 from lightning_is.settings import Progress, Settings
+from lightning_is.step import Step
 
 
 @final
@@ -81,8 +82,15 @@ class Ledger:
             draws.append((drawn, plan.expected_counts(scores, drawn)))
         return moments(scores, draws, plan.selection)
 
-    def faults(self, scores: Tensor) -> Tensor:
-        """Return what only tells of scores at fault, as long as `prospect`."""
+    def look(self, step: Step, *, due: bool) -> Tensor | None:
+        """Return the moments of a step, if they are due or nobody has looked yet."""
+        scores = step.counting
+        if scores is None:
+            return None
+        if due:
+            return self.prospect(scores)
+        if step.drawn_from is None or scores.device.type == "cpu":
+            return None
         return only_faults(scores, len(self._candidates(max(self.presample_size, 1))))
 
     def send(

@@ -57,7 +57,7 @@ class Queue:
         step.index = step.weights = None  # of the first batch, all loaded uniformly
         while True:
             size = batch_size(batch)
-            scored = self._drawer.score(tap, batch, size, update_statistics=True)
+            scored = self._drawer.scoring.run(tap, batch, size, update_statistics=True)
             if scored is None:  # nothing will be trained on
                 step.examples = size
                 return batch

@@ -27,13 +27,14 @@ class StepRunner:
         settings: Of the callback.
 
     Attributes:
+        module: As given.
         context: Keeps what the step would change.
     """
 
     def __init__(
         self, trainer: Trainer, module: LightningModule, settings: Settings
     ) -> None:
-        self._trainer, self._module, self._settings = trainer, module, settings
+        self._trainer, self.module, self._settings = trainer, module, settings
         self._writes = self._is_settled = False
         self._takes_batch_idx = host.takes_batch_idx(module)
         self.context = TracelessContext(
@@ -66,7 +67,7 @@ class StepRunner:
         own = self._settings.per_sample_loss
         if own is None:
             return self.loss(batch)
-        return self._guarded(lambda data: own(self._module, data), batch)
+        return self._guarded(lambda data: own(self.module, data), batch)
 
     def settle(self) -> None:
         """Take what was seen of the step so far as all that it does."""
@@ -90,7 +91,7 @@ class StepRunner:
         return loss
 
     def _step(self, batch: Any) -> Tensor:
-        step = self._module.training_step
+        step = self.module.training_step
         if self._takes_batch_idx:
             # Lightning counts a batch once it has arrived.
             output = step(batch, self._trainer.fit_loop.batch_idx + 1)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
@@ -23,6 +24,9 @@ Head = str | nn.Module | Sequence[str | nn.Module]
 ExampleLosses = Callable[[LightningModule, Any], Tensor]
 IndexFunction = Callable[[Any, Tensor | None], Any]
 WhenClosed = Literal["all", "subset"]
+ScorePrecision = Literal["bf16", "fp16"]
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Settings:
     index_fn: IndexFunction | None
     score_mode: ScoreMode
     scale_factor: float
+    score_precision: ScorePrecision | None = None
+    proxy: LightningModule | None = None
 
     def __post_init__(self) -> None:
         size = 1 if self.batch_size is None else self.batch_size
@@ -69,6 +75,11 @@ class Settings:
             raise ValueError(
                 f"`scale_factor` must be in (0, 1], got {self.scale_factor}. 0.5 "
                 "scores images of half the height and width; 1 leaves them."
+            )
+        if self.score_precision not in (None, *_DTYPES):
+            raise ValueError(
+                '`score_precision` must be "bf16", "fp16" or None, got '
+                f"{self.score_precision!r}. None scores in the Trainer's precision."
             )
         if self.index_fn is not None and self.scale_factor < 1:
             raise ValueError(
@@ -155,6 +166,21 @@ class Settings:
         if self.batch_size is not None:
             return EfficiencyGate()
         return AdaptiveSize() if source is None else NeverOpen()
+
+    @property
+    def savings(self) -> list[str]:
+        """What makes scores cheaper than the user's step, by the argument's name."""
+        used = {
+            "`scale_factor`": self.scale_factor < 1,
+            "`score_precision`": self.score_precision is not None,
+            "`proxy`": self.proxy is not None,
+        }
+        return [name for name, is_used in used.items() if is_used]
+
+    @property
+    def score_dtype(self) -> torch.dtype | None:
+        """What is computed in while scoring; None leaves that to the Trainer."""
+        return None if self.score_precision is None else _DTYPES[self.score_precision]
 
     def wanted(self, loaded: int) -> int:
         """Examples to train on of those loaded, as far as the user said."""

@@ -22,7 +22,6 @@ class Step:
         is_sampled: Whether the examples were drawn by their scores.
         scores: Of everything that was loaded, without the weights it came with.
         drawn_from: Scores, weighted, that the draw was made by.
-        moments: Of the scores, if the gate or a logger is to know them.
         loss: Mean over everything that was loaded.
         scoring: When scoring and drawing began and ended.
         read: Reads the scores that an ordinary step leaves behind.
@@ -36,10 +35,18 @@ class Step:
     is_sampled: bool = False
     scores: Tensor | None = None
     drawn_from: Tensor | None = None
-    moments: Tensor | None = None
     loss: Tensor | None = None
     scoring: tuple[Mark, Mark] | None = None
     read: Reading | None = None
+
+    @property
+    def counting(self) -> Tensor | None:
+        """Scores times weights: what the examples that were loaded count for."""
+        if self.drawn_from is not None or self.scores is None:
+            return self.drawn_from
+        # Where somebody else picked them, the weights are those of others.
+        weights = None if self.is_sampled else self.weights
+        return self.scores if weights is None else self.scores * weights
 
     def metrics(self, last: Evidence, watch: Stopwatch) -> dict[str, float | Tensor]:
         """Describe the step to the loggers; on CUDA this waits for the device."""

@@ -88,7 +88,9 @@ def test_the_product_of_the_weights_is_unbiased(kit, keep, unseen, copies):
     scheme = Stale(ImportanceSubset(keep), unseen)
     module = LookUp()
     sampling = callback(scheme, batch_size=3, gate=AlwaysOpen())
-    kit.trainer(sampling, max_steps=1500, max_epochs=-1).fit(module, numbered(copies))
+    quiet = {"log_every_n_steps": 10**9}
+    trainer = kit.trainer(sampling, max_steps=1500, max_epochs=-1, **quiet)
+    trainer.fit(module, numbered(copies))
     assert set(module.sizes[-100:]) == {3}
     counted = torch.stack(module.counted).double()
     blocks = counted.reshape(30, 50, N).mean(1)
@@ -107,7 +109,8 @@ def test_a_wrong_weight_would_be_seen(kit):
 
     module = LookUp()
     sampling = callback(biased, batch_size=3, gate=AlwaysOpen())
-    kit.trainer(sampling, max_steps=750, max_epochs=-1).fit(module, numbered())
+    quiet = {"log_every_n_steps": 10**9}
+    kit.trainer(sampling, max_steps=750, max_epochs=-1, **quiet).fit(module, numbered())
     blocks = torch.stack(module.counted).double().reshape(15, 50, N).mean(1)
     z = (blocks.mean(0) - 1 / N) / (blocks.std(0) / 15**0.5).clamp(min=1e-9)
     assert z.abs().max() > 10

@@ -1,0 +1,110 @@
+"""Whether scores that were had more cheaply are worth it: checked now and then."""
+
+from collections import deque
+from statistics import median
+from typing import final
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
+
+from lightning_is.sampling.plan import ImportancePlan
+
+_LEAST = 5  # checks before a judgement
+_WINDOW = 21  # that count
+
+
+def inflation(
+    cheap: Tensor, full: Tensor, plan: ImportancePlan, batch_size: int
+) -> Tensor:
+    r"""Return how much noisier a gradient is if drawn by cheap scores.
+
+    .. math:: \frac{m_2 / B + \text{noise}(\pi_{cheap})}
+                   {m_2 / B + \text{noise}(\pi_{full})}
+
+    with the second moment :math:`m_2` and both noises by the full scores.
+
+    Args:
+        cheap: Scores to draw by, of shape ``(B,)``.
+        full: Scores of the same examples to judge by.
+        plan: Draws.
+        batch_size: Examples drawn.
+
+    Example:
+        >>> full = torch.tensor([1.0, 1.0, 8.0, 8.0])
+        >>> inflation(full, full, ImportancePlan(), 2)
+        tensor(1., dtype=torch.float64)
+        >>> bool(inflation(full.flip(0), full, ImportancePlan(), 2) > 2)
+        True
+    """
+    second = full.double().square().mean() / len(full)
+    noise = [
+        plan.selection.noise(full, plan.expected_counts(scores, batch_size))
+        for scores in (cheap, full)
+    ]
+    tiny = torch.finfo(second.dtype).tiny
+    return (second + noise[0]) / (second + noise[1]).clamp(min=tiny)
+
+
+@final
+class Fidelity:
+    """Keeps the results of checks, and says when cheap scores do not pay.
+
+    They do while the precision they lose is less than the time they save: while
+    inflation times the cost of a step scored cheaply is below that of one scored fully.
+
+    Args:
+        what: The saving, to name it in a warning.
+
+    Attributes:
+        is_worth: False once it was found not to pay; for good.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what, self.is_worth = what, True
+        self._checks: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW)
+
+    def judge(self, correlation: float, inflated: float, saving: float) -> None:
+        """Take in a check; warn if that settles the matter.
+
+        Args:
+            correlation: Of the ranks of cheap and full scores.
+            inflated: From `inflation`.
+            saving: Cost of a step scored fully, in steps scored cheaply.
+        """
+        self._checks.append((correlation, inflated, saving))
+        if len(self._checks) < _LEAST or not self.is_worth:
+            return
+        _, inflated, saving = (median(column) for column in self._columns())
+        if inflated <= max(saving, 1.0) * (1 + 1e-3):
+            return
+        self.is_worth = False
+        rank_zero_warn(
+            f"Scores by {self._what} are left for full ones, as they make the gradient "
+            f"{inflated:.2f} times as noisy and save a factor of {saving:.2f} of the "
+            f"time of a step. Drop {self._what}, or make it follow the full scores."
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Return the medians of the latest checks, named ``is/...``."""
+        if not self._checks:
+            return {}
+        correlation, inflated, _ = (median(column) for column in self._columns())
+        return {"is/score_correlation": correlation, "is/noise_inflation": inflated}
+
+    def _columns(self) -> list[list[float]]:
+        return [list(column) for column in zip(*self._checks, strict=True)]
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Return Spearman's correlation of two lists of scores; 1 if one is constant.
+
+    Example:
+        >>> scores = torch.tensor([1.0, 2.0, 9.0])
+        >>> rank_correlation(scores, scores.sqrt())
+        tensor(1.)
+    """
+    if bool((first == first[0]).all() | (second == second[0]).all()):
+        return torch.ones(())
+    return torch.as_tensor(spearman_corrcoef(first.float(), second.float()))
