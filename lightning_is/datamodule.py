@@ -51,6 +51,9 @@ class OversamplingDataModule(LightningDataModule):
         datamodule: The data module to wrap, or a training loader alone.
         presample_size: Examples ``B`` of a presample, at least the loader's batch size
             and at most the dataset's; None with ``keep``.
+        score_every: Batches to draw from one scored presample, without replacement
+            across them; ``score_every * b`` are at most ``B``. Later ones are drawn by
+            scores a few steps old, which costs precision and no bias.
         keep: Share of the examples to load in a pass, in ``(0, 1]``, or ``"auto"``.
 
     Attributes:
@@ -80,6 +83,7 @@ class OversamplingDataModule(LightningDataModule):
         datamodule: "LightningDataModule | DataLoader[Any]",
         presample_size: int | None = None,
         *,
+        score_every: int = 1,
         keep: float | Literal["auto"] | None = None,
     ) -> None:
         super().__init__()
@@ -100,7 +104,11 @@ class OversamplingDataModule(LightningDataModule):
                 "presamples 3 to 5 times the batch size."
             )
         self.datamodule = datamodule
-        self.presample_size = presample_size
+        if score_every != 1 and presample_size is None:
+            raise ValueError(
+                "`score_every` is of presamples, got it with `keep`. Drop one of them."
+            )
+        self.presample_size, self.score_every = presample_size, score_every
         self.source = None if keep is None else PassSource(ImportanceSubset(keep))
         self.is_served = False
         if isinstance(datamodule, LightningDataModule):
@@ -156,6 +164,7 @@ class OversamplingDataModule(LightningDataModule):
             batch_size=batch_size,
             drop_last=loader.drop_last,
             presample_size=self.presample_size,
+            score_every=self.score_every,
         )
         return rebuilt(loader, batches)
 

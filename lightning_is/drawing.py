@@ -1,9 +1,11 @@
 """Drawing from what was loaded: score it, pick, weight."""
 
-from typing import Any, final
+from collections import deque
+from typing import Any, NamedTuple, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from lightning_is import host
 from lightning_is.monitor import Stopwatch
@@ -46,6 +48,8 @@ class Drawer:
         self._progress, self._watch = progress, watch
         self.scoring = ScoringPass(trainer, module, settings, runner, watch)
         self.is_summed = False
+        self._kept: deque[_Part] = deque()
+        self._parts: int | None = None
 
     def generator(self) -> torch.Generator:
         """Make the generator of the next draw."""
@@ -66,6 +70,13 @@ class Drawer:
         step.scores = None if scored is None else scored.scores
         return scored is not None
 
+    @property
+    def parts(self) -> int:
+        """Batches that are drawn from one presample."""
+        if self._parts is None:
+            self._parts = host.steps_of_a_presample(self._trainer)
+        return self._parts
+
     def sample(self, step: Step, tap: HeadTap, batch: Any, wanted: int) -> Any:
         """Score a presample, draw ``wanted`` from it, and arrange for the weights."""
         start, size = self._watch.mark(), step.examples
@@ -76,18 +87,72 @@ class Drawer:
         self.scoring.check(tap, batch, scored, wanted)
         plan, before = self._settings.plan, step.weights
         scores = scored.scores if before is None else scored.scores * before
-        counts = plan.expected_counts(scores, wanted)
-        drawn = plan.pick(counts, wanted, generator=self.generator())
-        weights = drawn.weights * self._rescaling(step.examples, wanted)
+        counts = plan.expected_counts(scores, wanted * self.parts)
+        generator = self.generator()
+        drawn = plan.pick(counts, wanted * self.parts, generator=generator)
+        weights = drawn.weights * self._rescaling(size, wanted)
         if before is not None:
             weights = weights * before[drawn.indices]
         step.drawn_from = scores
         step.scores = scored.scores
         step.loss = scored.loss if before is None else None
-        step.weights, step.is_sampled, step.examples = weights, True, wanted
-        batch = self._settings.take(batch, drawn.indices)
+        step.is_sampled = True
+        found = self._shared_out(step, batch, drawn.indices, weights, generator)
         step.scoring = (start, self._watch.mark())
-        return batch
+        return found
+
+    def _shared_out(
+        self,
+        step: Step,
+        batch: Any,
+        indices: Tensor,
+        weights: Tensor | None,
+        generator: torch.Generator,
+    ) -> Any:
+        """Share what was drawn out among batches; return the first, keep the others."""
+        scores, drawn = step.scores, step.is_sampled
+        parts = [_Part(batch, indices, weights, drawn, scores)]
+        if self.parts > 1:
+            # Those drawn side by side exclude one another: each batch gets any of them.
+            order = torch.randperm(len(indices), generator=generator).to(indices.device)
+            parts = [
+                _Part(
+                    *(batch, indices[some]),
+                    None if weights is None else weights[some],
+                    *(drawn, scores),
+                )
+                for some in order.chunk(self.parts)
+            ]
+        self._kept = deque(parts[1:])
+        return self._used(step, parts[0])
+
+    def keeps_for(self, examples: int) -> bool:
+        """Whether a batch of so many stands in for one that is kept."""
+        if examples > 1 and self._kept:
+            # The epoch ended before they were used, or no more are wanted.
+            self._kept.clear()
+            self._parts = None
+        return bool(self._kept)
+
+    def use_kept(self, step: Step, tap: HeadTap) -> Any:
+        """Return the next batch of an earlier presample."""
+        step.is_kept = True
+        part = self._kept.popleft()
+        if part.scores is not None and not self._kept:
+            self._check_age(tap, part, part.scores)
+        return self._used(step, part)
+
+    def _check_age(self, tap: HeadTap, part: "_Part", scores: Tensor) -> None:
+        """See whether scores still serve for the last batch drawn by them."""
+        size, parts = len(part.indices), self.parts
+        self.scoring.check_age(tap, part.batch, scores, size, parts)
+        if not self.scoring.age.is_worth:
+            host.score_every_step(self._trainer)
+
+    def _used(self, step: Step, part: "_Part") -> Any:
+        step.weights, step.is_sampled = part.weights, part.is_sampled
+        step.examples = len(part.indices)
+        return self._settings.take(part.batch, part.indices)
 
     def _rescaling(self, loaded: int, wanted: int) -> float:
         """Make up for a summed loss, which has fewer terms when fewer are drawn."""
@@ -101,13 +166,21 @@ class Drawer:
 
     def subset(self, step: Step, batch: Any, wanted: int) -> Any:
         """Take a uniform batch out of a presample that came while the gate is shut."""
-        even = torch.full(
-            (step.examples,), 1 / step.examples, device=self._module.device
-        )
-        drawn = without_replacement(even, wanted, generator=self.generator()).indices
-        if step.weights is not None:
-            step.weights = step.weights[drawn]
+        size, drawn = step.examples, wanted * self.parts
+        even = torch.full((size,), 1 / size, device=self._module.device)
+        generator = self.generator()
+        indices = without_replacement(even, drawn, generator=generator).indices
+        weights = None if step.weights is None else step.weights[indices]
         if step.index is not None:
-            step.index = step.index[drawn.to(step.index.device)]
-        step.examples = wanted
-        return self._settings.take(batch, drawn)
+            step.index = step.index[indices.to(step.index.device)]
+        return self._shared_out(step, batch, indices, weights, generator)
+
+
+class _Part(NamedTuple):
+    """A batch that was drawn from a presample."""
+
+    batch: Any
+    indices: Tensor
+    weights: Tensor | None
+    is_sampled: bool
+    scores: Tensor | None  # of the whole presample

@@ -20,6 +20,7 @@ from lightning_is.inspection import Inspector
 from lightning_is.ledger import Ledger
 from lightning_is.monitor import Stopwatch, Timekeeper
 from lightning_is.queueing import Queue
+from lightning_is.refusals import check_epoch, check_loader
 from lightning_is.runner import StepRunner
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Settings
@@ -87,6 +88,11 @@ class Engine:
         self.times.overlaps = host.loads_ahead(self._trainer)
         self.ledger.tell_sampler()
 
+    def end_epoch(self) -> None:
+        """Refuse a loader that never yielded enough to draw from."""
+        ledger = self.ledger
+        check_epoch(self._trainer, self._settings, ledger.largest, ledger.batches)
+
     def close(self) -> None:
         """Leave strategy and module as they were found."""
         self._stepping.undo()
@@ -127,6 +133,8 @@ class Engine:
         size = self._settings.count(batch)
         self.ledger.note(size)
         step = self._step = Step(size, size, begun, weights, index)
+        if self._tap is not None and self._drawer.keeps_for(size):
+            return self._drawer.use_kept(step, self._tap)
         if self._tap is None:
             self._tap = self._prepare(batch, size)
         else:
@@ -182,7 +190,7 @@ class Engine:
         return scored.scores
 
     def _prepare(self, batch: Any, size: int) -> HeadTap | None:
-        self.ledger.check_loader()
+        check_loader(self._trainer, self._gate, self._settings)
         tap = self._inspector.prepare(batch, size)
         self._drawer.is_summed = self._inspector.is_summed
         return tap
@@ -215,9 +223,9 @@ class Engine:
         step = self._step
         if step is None or self._tap is None:
             return
-        if self._gate.is_timed:
-            loaded = step.loaded, step.examples
-            self.times.finish(*loaded, step.begun, step.scoring)
+        if self._gate.is_timed and not step.is_kept:
+            sizes = step.loaded, step.examples
+            self.times.finish(sizes, step.begun, step.scoring, self._drawer.parts)
         due = self.ledger.is_due()
         if not step.is_sampled:
             step.loss = loss if step.weights is None else None
@@ -233,8 +241,8 @@ class Engine:
     def _asks_for_losses(self) -> bool:
         """Whether it is time to score a closed step by the user's own losses."""
         every = _PROBE_EVERY if self._feed is None else 1  # it wants to know of all
-        own = self._settings.per_sample_loss is not None
-        return own and (self._counts.batches - 1) % every == 0
+        due = (self._counts.batches - 1) % every == 0
+        return due and self._settings.per_sample_loss is not None
 
     def metrics(self) -> dict[str, float | Tensor]:
         """Describe the step that just ended; waits for the device."""

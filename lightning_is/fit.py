@@ -117,7 +117,7 @@ class Fit:
     def end_epoch(self) -> None:
         """Refuse a loader that never yielded enough to draw from."""
         if self.engine is not None:
-            self.engine.ledger.check_epoch()
+            self.engine.end_epoch()
 
     def end(self, trainer: Trainer) -> None:
         """Take in the last step; refuse a loader that yielded nothing."""

@@ -103,6 +103,19 @@ def presample_sampler(trainer: Trainer) -> PresampleBatchSampler | None:
     return sampler if isinstance(sampler, PresampleBatchSampler) else None
 
 
+def steps_of_a_presample(trainer: Trainer) -> int:
+    """Return how many steps train on draws from one presample."""
+    sampler = presample_sampler(trainer)
+    return 1 if sampler is None else sampler.score_every
+
+
+def score_every_step(trainer: Trainer) -> None:
+    """Have a presample loaded for every step from now on."""
+    sampler = presample_sampler(trainer)
+    if sampler is not None:
+        sampler.score_every = 1
+
+
 def data_module(trainer: Trainer) -> OversamplingDataModule | None:
     """Return our own data module, if the fit has it."""
     module = trainer.datamodule  # type: ignore[attr-defined]

@@ -79,7 +79,8 @@ class Ledger:
         for size in self._candidates(presample):
             share = size / presample
             drawn = min(max(1, round(share * len(scores))), len(scores))
-            draws.append((drawn, plan.expected_counts(scores, drawn)))
+            whole = min(drawn * host.steps_of_a_presample(self._trainer), len(scores))
+            draws.append((drawn, plan.expected_counts(scores, whole)))
         return moments(scores, draws, plan.selection)
 
     def look(self, step: Step, *, due: bool) -> Tensor | None:
@@ -132,8 +133,8 @@ class Ledger:
         arrived = self._readback.pop()
         if arrived is None:
             return
-        packed, size = arrived.tolist(), self.presample_size
-        if self._trainer.world_size > 1:
+        packed, size, trainer = arrived.tolist(), self.presample_size, self._trainer
+        if trainer.world_size > 1:
             *packed, mean, timed, loaded, trained, wait, score, step, overlaps = packed
             size = round(mean)
             if round(timed, 6) == 1:
@@ -153,9 +154,11 @@ class Ledger:
         if found is not None:
             self.last = replace(
                 found,
+                presample_size=size
+                // host.steps_of_a_presample(self._trainer),  # those of one step
                 steps=self._counts.pending,
                 progress=self._progress(),
-                epochs=host.epochs(self._trainer),
+                epochs=host.epochs(trainer),
                 ordinary=self._ordinary(size),
                 timings=tuple(self._timings),
             )
@@ -189,61 +192,3 @@ class Ledger:
         """Examples that an open step trains on, of as many loaded."""
         wanted = self._settings.wanted(loaded)
         return self._gate.sizes(loaded, min(wanted, loaded)).batch
-
-    def check_loader(self) -> None:
-        """Refuse a loader whose announced batch size leaves nothing to draw from.
-
-        Raises:
-            ValueError: If it does.
-        """
-        wanted = self._settings.batch_size
-        sampler = host.presample_sampler(self._trainer)
-        if sampler is not None and self._gate.chooses_size:
-            raise ValueError(
-                f"{type(self._gate).__name__} chooses a part of the loader's own "
-                "batches, got presamples of an OversamplingDataModule. Pass the data "
-                "module that it wraps."
-            )
-        if sampler is None and self._gate.needs_presamples:
-            raise ValueError(
-                f"{type(self._gate).__name__} must be able to ask for more examples "
-                "than a batch has, got a loader of its own. Wrap the data in an "
-                "OversamplingDataModule."
-            )
-        if wanted is None:
-            return
-        given = host.loader_batch_size(self._trainer)
-        if sampler is not None and sampler.batch_size != wanted:
-            raise ValueError(
-                "The loader's batch size must be the callback's while presampling, got "
-                f"{sampler.batch_size} and `batch_size={wanted}`. Make them equal."
-            )
-        if sampler is None and given is not None and given <= wanted:
-            raise ValueError(_too_small(wanted, given))
-
-    def check_epoch(self) -> None:
-        """Refuse a loader none of whose batches was large enough to draw from.
-
-        Raises:
-            ValueError: If so.
-        """
-        wanted, largest = self._settings.batch_size, self.largest
-        if wanted is None:
-            return
-        if self._trainer.world_size > 1:
-            device = self._trainer.strategy.root_device
-            sizes = torch.tensor(float(largest), device=device)
-            largest = int(self._trainer.strategy.reduce(sizes, reduce_op="max"))
-        # A run resumed at the end of an epoch sees few of its batches, or none.
-        whole = self.batches > 1 and host.presample_sampler(self._trainer) is None
-        if whole and largest <= wanted:
-            raise ValueError(_too_small(wanted, largest))
-
-
-def _too_small(wanted: int, got: int) -> str:
-    return (
-        "`batch_size` must be smaller than the batches of the loader, got "
-        f"batch_size={wanted} and batches of at most {got}. Load larger batches (four "
-        "times as large, say), lower `batch_size`, or wrap the data in an "
-        "OversamplingDataModule."
-    )

@@ -106,12 +106,24 @@ class Timekeeper:
         self._wait = None if self._left is None else time.perf_counter() - self._left
 
     def finish(
-        self, loaded: int, trained: int, begun: Mark, scoring: tuple[Mark, Mark] | None
+        self,
+        sizes: tuple[int, int],
+        begun: Mark,
+        scoring: tuple[Mark, Mark] | None,
+        parts: int = 1,
     ) -> None:
-        """Note that its step is computed, or all handed to the device."""
+        """Note that its step is computed, or all handed to the device.
+
+        Args:
+            sizes: Examples loaded, and trained on.
+            begun: When it began.
+            scoring: When scoring began and ended.
+            parts: Steps that share what was loaded and scored.
+        """
         if self._wait is not None:
-            marks = begun, scoring, self._watch.mark()
-            self._under_way.append(_Run(loaded, trained, self._wait, *marks))
+            over = self._watch.mark()
+            run = _Run(*sizes, self._wait, begun, scoring, over, parts)
+            self._under_way.append(run)
 
     def leave(self) -> None:
         """Note that nothing of the step is left to be done; the next one may come."""
@@ -128,8 +140,9 @@ class Timekeeper:
         run, seconds = self._under_way.popleft(), self._watch.seconds
         whole = seconds(run.begun, run.over)
         score = 0.0 if run.scoring is None else seconds(*run.scoring)
-        times = run.wait, score, whole - score
-        return Timing(run.loaded, run.trained, *times, self.overlaps)
+        parts = 1 if run.scoring is None else run.parts
+        times = run.wait / parts, score / parts, whole - score
+        return Timing(run.loaded // parts, run.trained, *times, self.overlaps)
 
 
 class _Run(NamedTuple):
@@ -141,3 +154,4 @@ class _Run(NamedTuple):
     begun: Mark
     scoring: tuple[Mark, Mark] | None
     over: Mark
+    parts: int

@@ -7,6 +7,7 @@ from typing import Any, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from lightning_is.data.batch import leaves, with_leaves
 from lightning_is.fidelity import Fidelity, inflation, rank_correlation
@@ -46,7 +47,8 @@ class ScoringPass:
         self._stand_in: tuple[StepRunner, HeadTap] | None = None
         saving = settings.savings
         self.fidelity = Fidelity(" and ".join(saving)) if saving else None
-        self._passes = 0
+        self.age = Fidelity("`score_every`")  # of presamples for several steps
+        self._passes = self._presamples = 0
 
     @property
     def is_cheap(self) -> bool:
@@ -61,8 +63,8 @@ class ScoringPass:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Return what the checks of cheap scores found."""
-        return {} if self.fidelity is None else self.fidelity.metrics()
+        """Return what the checks of cheap, or old, scores found."""
+        return self.age.metrics() if self.fidelity is None else self.fidelity.metrics()
 
     def close(self) -> None:
         """Leave the proxy as it was found."""
@@ -92,27 +94,54 @@ class ScoringPass:
         self._passes += 1
         if self._passes % _CHECK_EVERY:
             return
-        examples, watch = len(found.scores), self._watch
-        marks, scored = [watch.mark()], None
+        marks, scored = [self._watch.mark()], None
         for way in (self._cheaply, self._fully):
-            scored = way(tap, batch, examples, update_statistics=False)
-            marks.append(watch.mark())
-        if scored is None:
+            scored = way(tap, batch, len(found.scores), update_statistics=False)
+            marks.append(self._watch.mark())
+        if scored is not None:
+            times = [self._watch.seconds(*pair) for pair in pairwise(marks)]
+            self._judge(self.fidelity, found.scores, scored.scores, wanted, times)
+
+    def check_age(
+        self, tap: HeadTap, batch: Any, scores: Tensor, wanted: int, parts: int
+    ) -> None:
+        """Score a presample once more before its last batch, if it is time to.
+
+        Args:
+            tap: On the head of the module.
+            batch: The presample.
+            scores: That all its batches were drawn by.
+            wanted: Examples of each batch.
+            parts: How many there were.
+        """
+        self._presamples += 1
+        if self._presamples % _CHECK_EVERY or not self.age.is_worth:
             return
-        times = [watch.seconds(*pair) for pair in pairwise(marks)]
-        rows = torch.stack(
-            [
-                rank_correlation(found.scores, scored.scores).double(),
-                inflation(found.scores, scored.scores, self._settings.plan, wanted),
-            ]
-        ).to(found.scores.device)
-        correlation, inflated = torch.as_tensor(
-            self._trainer.strategy.reduce(rows, reduce_op="mean")
-        ).tolist()
+        begun = self._watch.mark()
+        fresh = self.run(tap, batch, len(scores), update_statistics=False)
+        seconds = self._watch.seconds(begun, self._watch.mark())
+        if fresh is not None:
+            times = [seconds / parts, seconds]
+            self._judge(self.age, scores, fresh.scores, wanted, times)
+
+    def _judge(
+        self,
+        fidelity: Fidelity,
+        cheap: Tensor,
+        full: Tensor,
+        wanted: int,
+        seconds: list[float],
+    ) -> None:
+        """Compare scores, and the seconds that each kind took, over all ranks."""
+        plan = self._settings.plan
+        rows = [rank_correlation(cheap, full), inflation(cheap, full, plan, wanted)]
+        rows += [rows[1].new_tensor(value) for value in seconds]
+        packed = torch.stack([row.to(full.device, torch.float64) for row in rows])
+        shared = self._trainer.strategy.reduce(packed, reduce_op="mean")
+        correlation, inflated, less, more = torch.as_tensor(shared).tolist()
         # A step on those drawn runs them forth and back.
-        rest = 3 * times[1] * wanted / examples + 1e-9
-        saving = (times[1] + rest) / (times[0] + rest)
-        self.fidelity.judge(correlation, inflated, saving)
+        rest = 3 * more * wanted / len(full) + 1e-9
+        fidelity.judge(correlation, inflated, (more + rest) / (less + rest))
 
     def _fully(
         self, tap: HeadTap, batch: Any, examples: int, update_statistics: bool

@@ -19,6 +19,7 @@ class Step:
         begun: When the batch arrived.
         weights: Of the examples, of shape ``(examples,)``; None if they are all 1.
         index: Of what was loaded, in the dataset, if it was drawn before.
+        is_kept: Whether they come from a presample that arrived before this batch.
         is_sampled: Whether the examples were drawn by their scores.
         scores: Of everything that was loaded, without the weights it came with.
         drawn_from: Scores, weighted, that the draw was made by.
@@ -32,6 +33,7 @@ class Step:
     begun: Mark
     weights: Tensor | None = None
     index: Tensor | None = None
+    is_kept: bool = False
     is_sampled: bool = False
     scores: Tensor | None = None
     drawn_from: Tensor | None = None

@@ -1,56 +1,61 @@
 """Benchmarks of the library: paired ratios, by CPU time, on one thread.
 
-python scripts/bench.py closed      # what the callback costs while its gate is shut
-python scripts/bench.py limit       # steps a second against the measured limit
-python scripts/bench.py equal_time  # loss and test error in the same CPU time
-python scripts/bench.py passes      # choosing what to load, by the size of the dataset
+python scripts/bench.py overhead    # a step without the callback, closed, open, by hand
+python scripts/bench.py closed      # problems where sampling cannot help
+python scripts/bench.py limit       # epochs a second against the measured limit
+python scripts/bench.py stages      # the stages of sampling, by the size of the batch
+python scripts/bench.py share       # the same, in an open step on 256 of 1024
+python scripts/bench.py history     # choosing by old scores, by the size of the dataset
+python scripts/bench.py passes      # the same, for every source
+python scripts/bench.py variance    # of the gradient, by the scheme that draws
+python scripts/bench.py memory      # at the peak of a process
+python scripts/bench.py cuda        # on a GPU, where there is one
+python scripts/bench.py all --out bench.json
 """
 
 import argparse
 import json
-import logging
-import warnings
+import platform
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from lightning_is.experiments import bench
+from lightning_is.experiments.bench import BENCHMARKS, QUICK, Effort, measure, quiet
 
 
 def main() -> None:
-    """Run one benchmark; print it, and write it where asked."""
+    """Run benchmarks; print their tables, and write their numbers where asked."""
+    asked = arguments()
+    quiet()
+    names = list(BENCHMARKS) if asked.benchmark == "all" else [asked.benchmark]
+    found = measure(names, effort(asked), asked.only)
+    if asked.out is not None:
+        machine = {"torch": torch.__version__, "machine": platform.platform()}
+        text = json.dumps({**machine, **found}, indent=2)
+        asked.out.write_text(text + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "benchmark", choices=["closed", "limit", "equal_time", "passes"]
-    )
-    parser.add_argument("--data", default="ylecun/mnist", help="hub name or folder")
-    parser.add_argument("--rounds", type=int, default=5, help="of closed and limit")
-    parser.add_argument("--steps", type=int, default=150, help="of each of their runs")
-    parser.add_argument("--seeds", type=int, default=3, help="of equal_time")
-    parser.add_argument("--seconds", type=float, default=60, help="CPU time of a run")
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[15_000, 150_000, 1_500_000]
-    )  # of passes
+    parser.add_argument("benchmark", choices=[*BENCHMARKS, "all"])
+    parser.add_argument("--only", nargs="+", default=[], help="parts, such as mlp")
+    parser.add_argument("--rounds", type=int, help="blocks of steps of every arm")
+    parser.add_argument("--steps", type=int, help="of a block")
+    parser.add_argument("--quick", action="store_true", help="try it out, in seconds")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    asked = parser.parse_args()
+    return parser.parse_args()
 
-    torch.set_num_threads(1)  # CPU time is then the time a step takes
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "The '.*' does not have many workers")
-    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
-    if asked.benchmark == "equal_time":
-        result = bench.equal_time(asked.data, asked.seeds, asked.seconds)
-    elif asked.benchmark == "passes":
-        result = bench.passes(asked.sizes, asked.steps)
-    else:
-        measure = {"closed": bench.closed, "limit": bench.limit}[asked.benchmark]
-        result = measure(asked.data, asked.rounds, asked.steps)
-    text = json.dumps(result, indent=2)
-    if asked.out is not None:
-        asked.out.write_text(text)
-    print(text)
+
+def effort(asked: argparse.Namespace) -> Effort | None:
+    """Return how often to measure; None leaves that to the benchmarks."""
+    given = {k: v for k in ("rounds", "steps") if (v := getattr(asked, k)) is not None}
+    if asked.quick:
+        return replace(QUICK, **given)
+    return replace(Effort(), **given) if given else None
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ def moments(
 
     Args:
         scores: One per example, of shape ``(n,)``.
-        draws: Of each size, in ``[1, n]``, how often every example is drawn on average.
+        draws: Of each size, in ``[1, n]``, how often every example is drawn on average;
+            in several batches together, if that comes to as many times the size.
         selection: Draws them.
 
     Returns:
@@ -33,7 +34,11 @@ def moments(
     packed.append(faults(scores).sum().to(wide))
     for size, counts in draws:
         packed.append(wide.new_full((), float(size)))
-        packed.append(selection.noise(wide, counts) * len(scores) ** 2)
+        noise = selection.noise(wide, counts) * len(scores) ** 2
+        # A batch that is one of several has the noise of being picked from them, too.
+        shared = (counts.sum() / size).round() - 1
+        squares = torch.where(wide > 0, wide.square() / precise(counts), 0.0)
+        packed.append(noise + shared * squares.sum())
     return torch.stack(packed)
 
 

@@ -1,54 +1,192 @@
 """The benchmarks measure what they say, on a small scale."""
 
-import time
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
 from lightning_is.experiments import bench
-from lightning_is.experiments.bench.equal_time import CpuBudget
+from lightning_is.experiments.bench import cuda, loops, suite
+from lightning_is.experiments.bench.networks import NETWORKS
+from lightning_is.experiments.bench.table import print_table, verdict_on
+from lightning_is.experiments.bench.turns import Turn, interleaved, spread
+from lightning_is.sampling import ImportancePlan
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "bench.py"
+PROMISED = {
+    "overhead": {"closed / lightning", "open / open loop", "lightning / loop"},
+    "closed": {"shut / plain in all", "default / plain in all", "default / plain loss"},
+    "limit": {"limit", "trim / uniform", "gain / limit", "b"},
+    "stages": {"B", "pick us", "all us", "ns an example"},
+    "share": {"stages / open step"},
+    "history": {"N", "pass us a batch", "kept bytes an example"},
+    "passes": {"source", "N", "first draw ms", "pass per batch ms"},
+    "variance": {"variance / multinomial", "predicted"},
+    "memory": {"run", "before MB", "peak adds MB"},
+    "cuda": {"open / ideal", "host waits", "score(B) ms"},
+}
 
 
-def test_the_learning_rate_falls_to_zero_as_the_time_runs_out(kit):
-    rates = []
-
-    class Watched(kit.Classifier):
-        def training_step(self, batch, batch_idx):
-            rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
-            return super().training_step(batch, batch_idx)
-
-    begin = time.process_time()
-    trainer = kit.trainer(CpuBudget(seconds=0.5, rate=0.4), max_epochs=-1)
-    trainer.fit(Watched(kit.mlp()), kit.loader())
-    assert 0.4 <= time.process_time() - begin < 10
-    assert rates == sorted(rates, reverse=True)
-    assert 0.3 < rates[0] <= 0.4
-    assert rates[-1] < 0.05
-
-
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def one_thread():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
-def test_the_benchmarks_report_ratios_of_paired_runs(real_data, one_thread):
-    path = real_data("mnist")
-    shut = bench.closed(path, rounds=1, steps=14)
-    assert 0.5 < shut["closed / plain"] < 2
-    best = bench.limit(path, rounds=1, steps=14)
-    assert best["gain / limit"] == pytest.approx(best["gain"] / best["limit"])
-    assert 0.1 < best["forward share"] < 1
-    arms = bench.equal_time(path, seeds=1, seconds=1.0)
-    assert [run["arm"] for run in arms["runs"]] == ["uniform", "trim"]
-    assert all(run["steps"] > 0 and 0 < run["loss"] < 3 for run in arms["runs"])
+def numbers(rows):
+    return [v for row in rows for v in row.values() if isinstance(v, float)]
 
 
-def test_sources_are_timed_by_the_size_of_the_dataset(one_thread):
-    found = bench.passes([200, 400], steps=3)
-    assert {"shuffled", "biased", "prioritized"} <= set(found)
-    for times in found.values():
-        assert all(
-            time >= 0 for size in ("200", "400") for time in times[size].values()
-        )
+@pytest.mark.parametrize("name", [n for n in bench.BENCHMARKS if n != "cuda"])
+def test_every_benchmark_fills_its_table(name, capsys):
+    reports = bench.measure([name], bench.QUICK)
+    rows = reports[name]["rows"]
+    assert PROMISED[name] <= set(rows[0])
+    assert all(set(row) == set(rows[0]) for row in rows)
+    # What a step adds can come out below 0 where it adds next to nothing.
+    assert all(math.isfinite(value) for value in numbers(rows))
+    assert bench.BENCHMARKS[name].title.split()[0] in capsys.readouterr().out
+    json.dumps(reports)
+
+
+def test_every_benchmark_promises_columns():
+    assert set(PROMISED) == set(bench.BENCHMARKS)
+    for name, benchmark in bench.BENCHMARKS.items():
+        assert set(benchmark.bounds) <= PROMISED[name]
+
+
+def test_the_variance_is_what_must_be_shown_and_what_is_predicted():
+    rows = suite.variance("lognormal", bench.QUICK)
+    found = {row["scheme"]: row for row in rows}
+    assert found["systematic"]["variance / multinomial"] == pytest.approx(
+        0.31, abs=0.02
+    )
+    assert found["a uniform batch"]["variance / multinomial"] > 1.8
+    for row in rows:
+        assert row["variance / multinomial"] == pytest.approx(row["predicted"], rel=0.1)
+
+
+def test_without_a_gpu_it_is_said_what_is_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reports = bench.measure(["cuda"], bench.QUICK)
+    assert "WideResNet-28-2" in reports["cuda"]["left out"]
+    assert "left out WideResNet-28-2" in capsys.readouterr().out
+
+
+def test_the_gpus_part_runs_anywhere_but_for_its_numbers():
+    effort = bench.Effort(rounds=1, steps=2, warm_up=1)
+    (row,) = cuda.cuda("wrn10_1", effort, device="cpu")
+    assert PROMISED["cuda"] <= set(row)
+    assert row["open ms"] > 0
+
+
+def test_the_script_writes_what_it_found(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "bench.json"
+    words = ["stages", "--quick", "--only", "128", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    found = json.loads(out.read_text())
+    assert [row["B"] for row in found["stages"]["rows"]] == [128]
+    assert found["stages"]["missed"] == []
+    assert "torch" in found
+
+
+def test_what_is_missed_is_named_and_marked(capsys):
+    rows = [{"network": name, "ratio": 1.5} for name in ("mlp", "tiny_mlp")]
+    bound = suite.Bound(most=1.05, only=("mlp",))
+    slow = suite.Benchmark(lambda part, effort: rows, ("a",), "t", {"ratio": bound})
+    assert [verdict_on(row, "ratio", slow) for row in rows] == [False, None]
+    print_table(slow, rows)
+    shown = capsys.readouterr().out
+    assert "ratio (≤ 1.05)" in shown
+    assert shown.count("NO") == 1
+
+
+class TestTurns:
+    def test_programs_take_turns_in_alternating_order(self):
+        order = []
+
+        def arm(name):
+            def run(turn: Turn) -> None:
+                for _ in range(3):
+                    turn.begin()
+                    order.append(name)
+                    turn.end()
+
+            return run
+
+        times = interleaved({name: arm(name) for name in "ab"}, warm_up=1)
+        assert "".join(order) == "baabba"
+        assert [len(seconds) for seconds in times.values()] == [2, 2]
+
+    def test_time_between_turns_does_not_count(self):
+        def burn():
+            torch.randn(300, 300) @ torch.randn(300, 300)
+
+        def run(turn: Turn) -> None:
+            for _ in range(3):
+                turn.begin()
+                turn.end()
+                for _ in range(20):
+                    burn()
+
+        (seconds,) = interleaved({"idle": run}).values()
+        assert max(seconds) < 1e-3
+
+    def test_an_error_comes_out(self):
+        def fails(turn: Turn) -> None:
+            raise ValueError("broken")
+
+        with pytest.raises(ValueError, match="broken"):
+            interleaved({"fails": fails})
+
+    def test_the_spread_is_that_of_the_middle_half(self):
+        assert spread("x", [float(i) for i in range(101)]) == {
+            "x": 50.0,
+            "x (low)": 24.5,
+            "x (high)": 75.5,
+        }
+
+
+class TestLoops:
+    def test_the_draw_by_hand_is_that_of_the_library(self):
+        scores = torch.rand(24) ** 4
+        counts, plan = torch.zeros(24).double(), ImportancePlan()
+        expected = plan.expected_counts(scores, 8)
+        for _ in range(2000):
+            drawn, weights = loops.draw(scores, 8)
+            assert len(set(drawn.tolist())) == 8
+            torch.testing.assert_close(weights, (8 / (24 * expected[drawn])).float())
+            counts[drawn] += 1
+        error = (expected * (1 - expected) / 2000).clamp(min=1e-6).sqrt()
+        assert ((counts / 2000 - expected) / error).abs().max() < 4.5
+
+    def test_the_scores_by_hand_are_gradient_norms(self):
+        mine = loops.Loop(NETWORKS["tiny_mlp"], 32)
+        data = NETWORKS["tiny_mlp"].examples(16)
+        logits = mine.net(data.x).detach().requires_grad_()
+        functional.cross_entropy(logits, data.y, reduction="sum").backward()
+        torch.testing.assert_close(mine.score(data.x, data.y), logits.grad.norm(dim=1))
+
+    @pytest.mark.parametrize("name", NETWORKS)
+    def test_every_network_learns_a_drawn_batch(self, name):
+        mine, data = loops.Loop(NETWORKS[name], 8), NETWORKS[name].examples(32)
+        before = [p.detach().clone() for p in mine.net.parameters()]
+        mine.open_step(data.x, data.y)
+        after = list(mine.net.parameters())
+        assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert mine.net.training
+
+    def test_statistics_are_those_of_the_whole_batch(self):
+        mine = loops.Loop(NETWORKS["wide_resnet"], 8)
+        data = NETWORKS["wide_resnet"].examples(32)
+        mine.open_step(data.x, data.y)
+        norm = mine.net.norm
+        assert norm.num_batches_tracked == 1
+        assert norm.track_running_stats

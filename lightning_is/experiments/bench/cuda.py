@@ -1,13 +1,14 @@
 """An open step on a GPU: against the sum of its parts, and whether the host waits."""
 
 import time
+import warnings
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_is.experiments.bench.effort import Effort, Row
@@ -16,16 +17,16 @@ from lightning_is.experiments.bench.loops import Loop
 from lightning_is.experiments.bench.networks import Problem
 from lightning_is.experiments.wide_resnet import WideResNet
 
-WHOLE = 512  # B
+NETWORKS = {"wrn28_2": (28, 2, 512), "wrn10_1": (10, 1, 16)}  # depth, width, B
+WARM_UP = 10  # steps
 
 
 class Clock(Callback):
-    """Times steps as they pass, and warns of every wait of the host for the device."""
+    """Times all steps after the first few together, as they pass."""
 
-    def __init__(self, device: torch.device, warm_up: int) -> None:
-        self.device, self.warm_up = device, warm_up
-        self.seconds: list[float] = []
-        self._last = 0.0
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, 0.0
+        self._begun = 0.0
 
     @override
     def on_train_batch_end(
@@ -36,58 +37,56 @@ class Clock(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if batch_idx == self.warm_up:
-            watch_host(self.device, "error")
-        now = time.perf_counter()
-        if batch_idx > self.warm_up:
-            self.seconds.append(now - self._last)
-        self._last = now
+        if batch_idx + 1 == WARM_UP:
+            finish(self.device)
+            self._begun = time.perf_counter()
+            if self.device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("warn")
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        watch_host(self.device, "default")
+        if self.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+        finish(self.device)
+        self.seconds = time.perf_counter() - self._begun
 
 
 def cuda(part: str, effort: Effort, device: str = "cuda") -> list[Row]:
-    """Compare an open step on a quarter of 512 with ``score(B) + step(b)``.
+    """Compare an open step on a quarter of a batch with ``score(B) + step(b)``.
 
-    A step in which the host waits for the device ends the run with an error of PyTorch.
-    Images are made up, of the shape of CIFAR-10, and lie on the device already.
+    In bf16-mixed and channels last. Images are made up, of the shape of CIFAR-10, and
+    lie on the device already.
 
     Args:
-        part: The network: ``wrn28_2``, or ``wrn10_1`` to try this out.
+        part: Of `NETWORKS`; the small one is of use only to try this out.
         effort: How often.
-        device: Another than a GPU is of use only to try this out.
+        device: Likewise, any but a GPU.
 
     Returns:
-        A row, in milliseconds of time as it passes.
+        A row, in milliseconds of time as it passes; ``host waits`` are those in an open
+        step, as PyTorch tells of them.
     """
-    depth, width = (28, 2) if part == "wrn28_2" else (10, 1)
+    depth, width, whole = NETWORKS[part]
     problem = Problem(lambda: WideResNet(depth, width), (3, 32, 32), channels_last=True)
-    where, whole = torch.device(device), 16 if effort.is_quick else WHOLE
-    data = problem.examples(whole)
+    where, data, size = torch.device(device), problem.examples(whole), whole // 4
     x, y = data.x.to(where), data.y.to(where)
     steps = effort.rounds * effort.steps
-    uniform = _fit(problem, (x, y), where, steps, None)
-    drawn = _fit(problem, (x, y), where, steps, opened(whole // 4))
+    uniform, _ = _fit(problem, (x, y), where, steps, None)
+    drawn, waits = _fit(problem, (x, y), where, steps, opened(size))
     own = Loop(problem, whole)
     own.net.to(where)
     parts = {
-        "score(B)": _timed(lambda: own.score(x, y), where, effort),
-        "step(b)": _timed(lambda: own.step(x[: whole // 4], y[: whole // 4]), where, effort),
         "step(B)": _timed(lambda: own.step(x, y), where, effort),
+        "score(B)": _timed(lambda: own.score(x, y), where, effort),
+        "step(b)": _timed(lambda: own.step(x[:size], y[:size]), where, effort),
     }
     ideal = parts["score(B)"] + parts["step(b)"]
     return [
-        {"network": part, "B": whole, "host waits": "no"}
+        {"network": part, "B": whole}
         | {f"{name} ms": 1e3 * seconds for name, seconds in parts.items()}
-        | {"uniform ms": 1e3 * uniform, "open ms": 1e3 * drawn}
+        | {"uniform ms": 1e3 * uniform, "open ms": 1e3 * drawn, "host waits": waits}
         | {"open / ideal": drawn / ideal, "trim / uniform": uniform / drawn}
     ]
-
-
-class _Ready(nn.Module):
-    """Keeps the one batch out of the loader's hands."""
 
 
 def _fit(
@@ -96,34 +95,32 @@ def _fit(
     device: torch.device,
     steps: int,
     sampling: Callback | None,
-) -> float:
-    clock = Clock(device, warm_up=max(steps // 5, 2))
-    extra = [] if sampling is None else [sampling]
-    settings = {
-        "accelerator": device.type,
-        "precision": "bf16-mixed",
-        "max_epochs": 1,
-    }
-    batches = [batch] * (steps + clock.warm_up + 2)
-    trainer(*extra, clock, **settings).fit(Plain(problem.net()), batches)
-    return median(clock.seconds)
+) -> tuple[float, float]:
+    """Return seconds and waits of the host, of a step."""
+    clock, extra = Clock(device), [] if sampling is None else [sampling]
+    settings = {"accelerator": device.type, "precision": "bf16-mixed", "max_epochs": 1}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", ".*synchronizing CUDA")
+        batches = [batch] * (WARM_UP + steps)
+        trainer(*extra, clock, **settings).fit(Plain(problem.net()), batches)
+    waits = sum("synchronizing CUDA" in str(warning.message) for warning in caught)
+    return clock.seconds / steps, waits / steps
 
 
 def _timed(run: Callable[[], object], device: torch.device, effort: Effort) -> float:
-    """Return the time of the median block of calls, for each of them."""
+    """Return the time of a call: of the median block of them."""
     times: list[float] = []
     for _ in range(effort.blocks):
         begin = time.perf_counter()
-        for _ in range(effort.steps):
-            with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
+            for _ in range(effort.steps):
                 run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        finish(device)
         times.append((time.perf_counter() - begin) / effort.steps)
     return median(times[effort.warm_up :])
 
 
-def watch_host(device: torch.device, mode: str) -> None:
-    """Say what PyTorch should do when the host waits for a GPU."""
+def finish(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told to."""
     if device.type == "cuda":
-        torch.cuda.set_sync_debug_mode(mode)
+        torch.cuda.synchronize()

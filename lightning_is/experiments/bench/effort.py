@@ -17,7 +17,7 @@ class Effort:
         is_quick: Whether to leave out what is large.
     """
 
-    rounds: int = 20
+    rounds: int = 15
     steps: int = 16
     warm_up: int = 2
     is_quick: bool = False

@@ -1,5 +1,7 @@
 """Fits by an ordinary Trainer of an ordinary module, an epoch at a turn."""
 
+import logging
+import warnings
 from typing import Any
 
 import torch
@@ -65,7 +67,7 @@ class Epochs(Callback):
 
 def trainer(*callbacks: Callback, **settings: Any) -> Trainer:
     """Make a Trainer that does nothing but train, on the CPU unless told."""
-    quiet = {
+    calm: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
         "logger": False,
@@ -73,7 +75,15 @@ def trainer(*callbacks: Callback, **settings: Any) -> Trainer:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    return Trainer(callbacks=list(callbacks), **(quiet | settings))
+    return Trainer(callbacks=list(callbacks), **(calm | settings))
+
+
+def quiet() -> None:
+    """Let one thread work, and nobody advise."""
+    torch.set_num_threads(1)  # CPU time is then the time a step takes
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "The '.*' does not have many workers")
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
 
 
 def shut() -> Callback:

@@ -61,5 +61,5 @@ def _row(network: str, size: int, ms: dict[str, list[float]]) -> Row:
         "uniform ms": median(ms["uniform"]),
         "trim ms": median(ms[f"open {size}"]),
         "limit": median(allowed),
-        "trim / uniform epochs a second": median(gained),
+        "trim / uniform": median(gained),
     } | spread("gain / limit", paired(gained, allowed))

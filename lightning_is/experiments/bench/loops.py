@@ -45,17 +45,19 @@ class Loop:
         self.net.eval()
         for norm in self._norms:
             norm.train()
-        slopes = self.net(x).softmax(1)
-        slopes[torch.arange(len(y)), y] -= 1
+        slopes: Tensor = self.net(x).softmax(1)
+        slopes[torch.arange(len(y), device=y.device), y] -= 1
         self.net.train()
-        return slopes.norm(dim=1)
+        return torch.linalg.vector_norm(slopes, dim=1)
 
     def open_step(self, x: Tensor, y: Tensor) -> None:
         """Score a batch, draw from it, train on what was drawn, weighted."""
         drawn, weights = draw(self.score(x, y), self.size)
         for norm in self._norms:
             norm.track_running_stats = False
-        losses = functional.cross_entropy(self.net(x[drawn]), y[drawn], reduction="none")
+        losses = functional.cross_entropy(
+            self.net(x[drawn]), y[drawn], reduction="none"
+        )
         self._descend((weights * losses).mean())
         for norm in self._norms:
             norm.track_running_stats = True
@@ -83,9 +85,7 @@ def draw(
     return drawn, (size / (count * inclusion[drawn])).float()
 
 
-def loop(
-    problem: Problem, blocks: int, steps: int, size: int | None = None
-) -> Arm:
+def loop(problem: Problem, blocks: int, steps: int, size: int | None = None) -> Arm:
     """Return a program that trains by hand, on parts of ``size`` if that is given."""
 
     def run(turn: Turn) -> None:

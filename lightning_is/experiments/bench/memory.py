@@ -7,12 +7,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 
-import torch
 from lightning.pytorch import Callback
 
 from lightning_is import ImportanceSamplingCallback
 from lightning_is.experiments.bench.effort import Effort, Row
-from lightning_is.experiments.bench.fits import fit, opened, shut
+from lightning_is.experiments.bench.fits import fit, opened, quiet, shut
 from lightning_is.experiments.bench.networks import BATCH, NETWORKS
 from lightning_is.experiments.bench.stages import history
 from lightning_is.experiments.bench.turns import interleaved
@@ -43,7 +42,7 @@ def memory(part: str, effort: Effort) -> list[Row]:
 
 
 def _peak(part: str, effort: Effort) -> tuple[float, float]:
-    torch.set_num_threads(1)
+    quiet()
     before = peak_mb()
     if part == HISTORY:
         history(str(1_000_000 if effort.is_quick else 10_000_000), effort)

@@ -1,15 +1,15 @@
 """What choosing before loading costs, by the size of the dataset."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import median
-from typing import Any
 
 import torch
-from rich.progress import track
 
 from lightning_is.data import IndexSource, Loading, PassSource, PredictedLoss
+from lightning_is.experiments.bench.effort import Effort, Row
+from lightning_is.experiments.bench.stages import BATCH, clocked
 from lightning_is.sampling import (
+    ImportanceSubset,
     OnlineBatchSelection,
     Prioritized,
     RandomSubset,
@@ -18,9 +18,9 @@ from lightning_is.sampling import (
     StaleSelection,
 )
 
-BATCH = 128
 SOURCES: dict[str, Callable[[], IndexSource]] = {
     "shuffled": lambda: PassSource(Shuffled()),
+    "importance_subset": lambda: PassSource(ImportanceSubset(), warm_passes=0),
     "rs2": lambda: PassSource(RandomSubset(), warm_passes=0),
     "online_batch_selection": lambda: PassSource(OnlineBatchSelection(), warm_passes=0),
     "prioritized": lambda: PassSource(Prioritized(), warm_passes=0),
@@ -29,48 +29,45 @@ SOURCES: dict[str, Callable[[], IndexSource]] = {
     "stale_selective_backprop": lambda: PassSource(StaleSelection(), warm_passes=0),
     "biased": lambda: PredictedLoss(warmup=0),
 }
+SIZES = (15_000, 150_000, 1_500_000)
 
 
-def passes(sizes: Sequence[int], steps: int) -> dict[str, Any]:
-    """Time the draws of every source, and what they learn from a step.
+def passes(name: str, effort: Effort) -> list[Row]:
+    """Time the draws of a source, and what it learns from a step.
 
     Args:
-        sizes: Numbers of examples in the dataset.
-        steps: Batches of 128 to draw after the first.
+        name: Of `SOURCES`.
+        effort: How often.
 
     Returns:
-        For each source and size: milliseconds of the first draw, which draws the pass;
-        of the median other draw; of the median observation of a batch; and of a pass
+        A row for each size of the dataset, in milliseconds: the first draw, which draws
+        the pass; the median other draw; the median observation of a batch; and the pass
         spread over its batches, where there are passes.
     """
-    torch.set_num_threads(1)
-    found: dict[str, Any] = {}
-    for name in track(SOURCES, "sources"):
-        found[name] = {str(size): _time(SOURCES[name](), size, steps) for size in sizes}
-    return found
+    sizes = (200, 400) if effort.is_quick else SIZES
+    repeats = 3 if effort.is_quick else 150
+    return [_time(name, size, repeats) for size in sizes]
 
 
-def _time(source: IndexSource, size: int, steps: int) -> dict[str, float]:
+def _time(name: str, size: int, repeats: int) -> Row:
+    source = SOURCES[name]()
     source.bind(Loading(None, size, seed=0, progress=lambda: 0.5, rescore=torch.abs))
     generator = torch.Generator().manual_seed(0)
     losses = torch.rand(size, generator=generator)
     if isinstance(source, PassSource):  # the other would learn from all of it
         source.observe(torch.arange(size), losses)
-    first = _clocked(lambda: source.draw(BATCH))
-    draws = [_clocked(lambda: source.draw(BATCH)) for _ in range(steps)]
+    first = clocked(lambda: source.draw(BATCH), 1)[0]
+    draws = clocked(lambda: source.draw(BATCH), repeats)
     drawn = source.draw(BATCH).indices
-    observed = [_clocked(lambda: source.observe(drawn, losses[drawn])) for _ in draws]
-    times = {
-        "first draw ms": first,
-        "other draws ms": median(draws),
-        "observation ms": median(observed),
-    }
+    observed = clocked(lambda: source.observe(drawn, losses[drawn]), repeats)
+    spread = None
     if isinstance(source, PassSource):
-        times["pass per batch ms"] = first * BATCH / source.pass_size
-    return times
-
-
-def _clocked(run: Callable[[], Any]) -> float:
-    begin = time.process_time()
-    run()
-    return 1e3 * (time.process_time() - begin)
+        spread = 1e3 * first * BATCH / source.pass_size
+    return {
+        "source": name,
+        "N": size,
+        "first draw ms": 1e3 * first,
+        "other draws ms": 1e3 * median(draws),
+        "observation ms": 1e3 * median(observed),
+        "pass per batch ms": spread,
+    }
