@@ -21,13 +21,21 @@ from pathlib import Path
 
 import torch
 
-from lightning_is.experiments.bench import BENCHMARKS, QUICK, Effort, measure, quiet
+from lightning_is.experiments.bench import (
+    BENCHMARKS,
+    QUICK,
+    Effort,
+    measure,
+    quiet,
+    steady_memory,
+)
 
 
 def main() -> None:
     """Run benchmarks; print their tables, and write their numbers where asked."""
     asked = arguments()
     quiet()
+    steady_memory()
     names = list(BENCHMARKS) if asked.benchmark == "all" else [asked.benchmark]
     found = measure(names, effort(asked), asked.only)
     if asked.out is not None:

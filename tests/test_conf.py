@@ -25,7 +25,8 @@ FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*
 GROUPS = sorted({path.parent.name for path in FILES})
 NEEDS = {
     "data/rare_hard": ["model=mlp"],  # points are no images
-    "gate/constant_variance": ["method.batch_size=null"],  # it chooses one itself
+    "gate/adaptive_size": [],  # these choose a size themselves
+    "gate/constant_variance": [],
 }
 PARTS = {  # groups that fill a place in a method
     "scorer": "scorer",
@@ -35,6 +36,12 @@ PARTS = {  # groups that fill a place in a method
     "weights": "plan.weights",
     "scheme": "source.scheme",
 }
+
+
+def needs(path: Path) -> list[str]:
+    """What a file must be composed with."""
+    sized = ["method.batch_size=32"] if path.parent.name == "gate" else []
+    return NEEDS.get(str(path), sized)
 
 
 def composed(folder: Path, *overrides: str) -> DictConfig:
@@ -54,7 +61,7 @@ def chosen(path: Path) -> list[str]:
 def test_every_file_becomes_objects(path, tmp_path):
     # Machines without a GPU must be able to build what asks for one.
     cpu = ["trainer.accelerator=cpu"]
-    cfg = composed(tmp_path, *chosen(path), *NEEDS.get(str(path), []), *cpu)
+    cfg = composed(tmp_path, *chosen(path), *needs(path), *cpu)
     assert isinstance(instantiate(cfg.classifier, _convert_="all"), LightningModule)
     trainer = make_trainer(cfg, CurveRecorder())
     module = presampled(cfg, instantiate(cfg.data))
@@ -76,6 +83,7 @@ def test_every_method_has_a_file():
         *("online_batch_selection", "prioritized", "prioritized_rank", "rs2"),
         *("selective_backprop", "stale_selective_backprop", "soft_pruning"),
         *("constant_variance", "constant_time", "presample_uniform"),
+        *("indexed", "two_stage"),
     }
 
 
@@ -125,7 +133,8 @@ def test_every_public_part_has_a_file():
 
 
 def test_a_part_of_a_method_can_be_exchanged(tmp_path):
-    cfg = composed(tmp_path, "method=trim", "gate@method.callback.gate=always_open")
+    words = ["gate@method.callback.gate=always_open", "method.batch_size=32"]
+    cfg = composed(tmp_path, "method=trim", *words)
     assert instantiate(cfg.method.callback).gate.is_open
 
 

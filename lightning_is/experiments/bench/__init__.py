@@ -4,5 +4,15 @@ from lightning_is.experiments.bench.effort import QUICK, Effort, Row
 from lightning_is.experiments.bench.fits import quiet
 from lightning_is.experiments.bench.program import measure
 from lightning_is.experiments.bench.suite import BENCHMARKS, Benchmark
+from lightning_is.experiments.bench.turns import steady_memory
 
-__all__ = ["BENCHMARKS", "QUICK", "Benchmark", "Effort", "Row", "measure", "quiet"]
+__all__ = [
+    "BENCHMARKS",
+    "QUICK",
+    "Benchmark",
+    "Effort",
+    "Row",
+    "measure",
+    "quiet",
+    "steady_memory",
+]

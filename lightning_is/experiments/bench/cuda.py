@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_is.experiments.bench.effort import Effort, Row
@@ -101,7 +102,9 @@ def _fit(
     settings = {"accelerator": device.type, "precision": "bf16-mixed", "max_epochs": 1}
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", ".*synchronizing CUDA")
-        batches = [batch] * (WARM_UP + steps)
+        # One batch again and again, as it is: not collated, not moved.
+        same: Any = [batch] * (WARM_UP + steps)
+        batches: DataLoader[Any] = DataLoader(same, batch_size=None)
         trainer(*extra, clock, **settings).fit(Plain(problem.net()), batches)
     waits = sum("synchronizing CUDA" in str(warning.message) for warning in caught)
     return clock.seconds / steps, waits / steps

@@ -12,13 +12,13 @@ class Effort:
 
     Args:
         rounds: Blocks of steps of every arm, which take turns.
-        steps: In a block.
+        steps: In a block; gates look at every fourth.
         warm_up: Blocks of every arm that do not count.
         is_quick: Whether to leave out what is large.
     """
 
-    rounds: int = 15
-    steps: int = 16
+    rounds: int = 20
+    steps: int = 8
     warm_up: int = 2
     is_quick: bool = False
 

@@ -48,7 +48,8 @@ class Loop:
         slopes: Tensor = self.net(x).softmax(1)
         slopes[torch.arange(len(y), device=y.device), y] -= 1
         self.net.train()
-        return torch.linalg.vector_norm(slopes, dim=1)
+        norms: Tensor = torch.linalg.vector_norm(slopes, dim=1)
+        return norms
 
     def open_step(self, x: Tensor, y: Tensor) -> None:
         """Score a batch, draw from it, train on what was drawn, weighted."""

@@ -34,7 +34,7 @@ class LSTM(nn.Module):
 class Transformer(nn.Module):
     """Two encoder layers over the rows of an image, then their mean."""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 48) -> None:
         super().__init__()
         self.embed = nn.Linear(28, width)
         self.places = nn.Parameter(0.02 * torch.randn(28, width))
@@ -112,7 +112,7 @@ NETWORKS = {
     "mlp": Problem(lambda: MLP(784, CLASSES, hidden=(1024, 1024))),
     "cnn": Problem(lambda: SmallCNN(1, CLASSES), channels_last=True),
     "wide_resnet": Problem(
-        lambda: WideResNet(16, 1), shape=(3, 16, 16), channels_last=True
+        lambda: WideResNet(10, 1), shape=(3, 16, 16), channels_last=True
     ),
     "lstm": Problem(LSTM),
     "transformer": Problem(Transformer),
