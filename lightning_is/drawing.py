@@ -1,6 +1,8 @@
 """Drawing from what was loaded: score it, pick, weight."""
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, final
 
 import torch
@@ -45,7 +47,7 @@ class Drawer:
         watch: Stopwatch,
     ) -> None:
         self._trainer, self._module, self._settings = trainer, module, settings
-        self._progress, self._watch = progress, watch
+        self._runner, self._progress, self._watch = runner, progress, watch
         self.scoring = ScoringPass(trainer, module, settings, runner, watch)
         self.is_summed = False
         self._kept: deque[_Part] = deque()
@@ -56,6 +58,21 @@ class Drawer:
         self._progress.draws += 1
         rank = self._trainer.global_rank
         return draw_generator(self._progress.seed, rank, self._progress.draws - 1)
+
+    @contextmanager
+    def training(self, step: Step, tap: HeadTap, *, watched: bool) -> Iterator[None]:
+        """Train on a batch under its weights; watch an ordinary one if asked to."""
+        with ExitStack() as stack:
+            if step.weights is not None:
+                stack.enter_context(tap.weighting(step.weights))
+            if step.is_sampled:
+                # The scoring pass took them in, of everything that was loaded.
+                frozen = self.scoring.sees_everything
+                statistics = self._runner.context.frozen_statistics(active=frozen)
+                stack.enter_context(statistics)
+            elif watched and self._settings.per_sample_loss is None:
+                step.read = stack.enter_context(self._settings.scorer.observing(tap))
+            yield
 
     def read(self, step: Step, tap: HeadTap) -> None:
         """Read the scores that the backward pass of an ordinary step left behind."""

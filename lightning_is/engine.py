@@ -5,7 +5,6 @@ Lightning, and the user's code, sees the drawn batch as if the loader had yielde
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any, final
 
 import torch
@@ -24,6 +23,7 @@ from lightning_is.refusals import check_epoch, check_loader
 from lightning_is.runner import StepRunner
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Settings
+from lightning_is.shadow import Shadow
 from lightning_is.state import State
 from lightning_is.step import Step
 
@@ -74,8 +74,8 @@ class Engine:
         if feed is not None:
             feed.score = self._score_afresh
         strategy = trainer.strategy
-        self._moving = host.Shadow(strategy, "batch_to_device", self._receive)
-        self._stepping = host.Shadow(strategy, "training_step", self._run_step)
+        self._moving = Shadow(strategy, "batch_to_device", self._receive)
+        self._stepping = Shadow(strategy, "training_step", self._run_step)
 
     @property
     def is_sampling(self) -> bool:
@@ -200,17 +200,8 @@ class Engine:
         step = self._step
         if step is None or self._tap is None or not self._is_active():
             return self._stepping.original(*args, **kwargs)
-        with ExitStack() as stack:
-            if step.weights is not None:
-                stack.enter_context(self._tap.weighting(step.weights))
-            if step.is_sampled:
-                # The scoring pass took them in, of everything that was loaded.
-                frozen = self._drawer.scoring.sees_everything
-                statistics = self._runner.context.frozen_statistics(active=frozen)
-                stack.enter_context(statistics)
-            elif self._settings.per_sample_loss is None:
-                watching = self._settings.scorer.observing(self._tap)
-                step.read = stack.enter_context(watching)
+        wanted = self._feed is not None or self.ledger.will_be_due()
+        with self._drawer.training(step, self._tap, watched=wanted):
             return self._stepping.original(*args, **kwargs)
 
     def after_backward(self) -> None:

@@ -27,6 +27,7 @@ from lightning_is.datamodule import plain_parts
 from lightning_is.monitor import Readback
 from lightning_is.sampling.passes import Pass
 from lightning_is.scoring.context import random_states_kept
+from lightning_is.shadow import Shadow
 from lightning_is.state import State
 
 _ORDINARY = (RandomSampler, SequentialSampler, DistributedSampler)
@@ -60,9 +61,7 @@ class Feed:
         self._index: Tensor | None = None  # of the scores that are on their way
         self._readback = Readback()
         self.score: ScoreBatch | None = None
-        self._processing = host.Shadow(
-            trainer.strategy, "process_dataloader", self._process
-        )
+        self._processing = Shadow(trainer.strategy, "process_dataloader", self._process)
 
     def close(self) -> None:
         """Leave the strategy as it was found."""

@@ -1,8 +1,8 @@
 """What the engine needs of its host, Lightning, by public names alone."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,26 +16,6 @@ from torch.utils.data import DataLoader
 
 from lightning_is.data.batch_sampler import PresampleBatchSampler
 from lightning_is.datamodule import OversamplingDataModule
-
-
-@final
-class Shadow:
-    """Replaces a method of one object, until undone."""
-
-    def __init__(
-        self, target: object, name: str, replacement: Callable[..., Any]
-    ) -> None:
-        self.original: Callable[..., Any] = getattr(target, name)
-        self._own, self._name = vars(target), name
-        self._before = self._own.get(name)
-        self._own[name] = replacement
-
-    def undo(self) -> None:
-        """Put the method back, and an instance attribute that was there before."""
-        if self._before is None:
-            self._own.pop(self._name, None)
-        else:
-            self._own[self._name] = self._before
 
 
 def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
@@ -238,6 +218,15 @@ def callbacks(trainer: Trainer) -> list[Callback]:
     """Return the Trainer's callbacks; a Tuner swaps them for a while."""
     found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return found
+
+
+def may_log(trainer: Trainer) -> bool:
+    """Whether the loggers may be told of the step that begins."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if trainer.barebones or every <= 0:
+        return False
+    # Batches whose gradients accumulate belong to one and the same step.
+    return trainer.global_step % every == 0 or (trainer.global_step + 1) % every == 0
 
 
 def logs_now(trainer: Trainer) -> bool:

@@ -69,18 +69,23 @@ class Ledger:
         due = self._counts.pending + 1 >= self._gate.interval
         return due or host.logs_now(self._trainer)
 
+    def will_be_due(self) -> bool:
+        """Whether the step that begins may have to be looked at."""
+        due = self._counts.pending + 1 >= self._gate.interval
+        return due or host.may_log(self._trainer)
+
     def prospect(self, scores: Tensor) -> Tensor:
         """Return the moments of a step, for a draw of every candidate size."""
         if host.scales_gradients(self._trainer):
             usable = torch.isfinite(scores).all()  # the scaler skips this step
             scores = torch.where(usable, scores, 0.0)
         presample, plan = max(self.presample_size, 1), self._settings.plan
-        draws = []
+        probs, draws = plan.distribution(scores), []
         for size in self._candidates(presample):
             share = size / presample
             drawn = min(max(1, round(share * len(scores))), len(scores))
             whole = min(drawn * host.steps_of_a_presample(self._trainer), len(scores))
-            draws.append((drawn, plan.expected_counts(scores, whole)))
+            draws.append((drawn, plan.selection.expected_counts(probs, whole)))
         return moments(scores, draws, plan.selection)
 
     def look(self, step: Step, *, due: bool) -> Tensor | None:

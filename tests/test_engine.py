@@ -13,7 +13,6 @@ from lightning_is import (
     OversamplingDataModule,
     SampledBatch,
 )
-from lightning_is.host import Shadow
 from lightning_is.sampling import (
     AlwaysOpen,
     EfficiencyGate,
@@ -21,7 +20,8 @@ from lightning_is.sampling import (
     NeverOpen,
     TauGate,
 )
-from lightning_is.scoring import Loss
+from lightning_is.scoring import Loss, UpperBound
+from lightning_is.shadow import Shadow
 
 
 class Each(L.Callback):
@@ -249,18 +249,37 @@ def test_a_batch_size_is_a_whole_number(settings, message):
         check(odd)
 
 
-def test_a_closed_efficiency_gate_looks_at_every_fourth_step(kit):
+def test_a_gate_that_is_shut_by_far_looks_at_every_sixteenth_step(kit):
     """What it is told stands for the steps in between, and forgets as fast."""
     gate = EfficiencyGate("assumed", backward_cost=0.01, smoothing=0.9)  # never opens
     told = telling(gate)
     kit.trainer(
-        ImportanceSamplingCallback(4, gate=gate), max_epochs=3, log_every_n_steps=1000
+        ImportanceSamplingCallback(4, gate=gate), max_epochs=12, log_every_n_steps=1000
     ).fit(kit.Classifier(kit.mlp(), lr=0.0), kit.loader())
-    assert [evidence.steps for evidence in told] == [4, 4, 4]
-    kept, expected = 0.9**4, 0.0
+    assert [evidence.steps for evidence in told] == [4, 16, 16]
+    expected = 0.0
     for evidence in told:
+        kept = 0.9**evidence.steps
         expected = kept * expected + (1 - kept) * evidence.effective_batch
     assert gate.state_dict()["gain_0"] == pytest.approx(expected)
+
+
+def test_steps_that_nobody_looks_at_are_not_watched(kit):
+    """Not even the gradient at the head is kept, which the scores are read off."""
+    watched = []
+
+    class Noting(UpperBound):
+        def observing(self, tap):
+            watched.append(True)
+            return super().observing(tap)
+
+    gate = EfficiencyGate("assumed", backward_cost=0.01)
+    kit.trainer(
+        ImportanceSamplingCallback(4, gate=gate, scorer=Noting()),
+        max_epochs=12,
+        log_every_n_steps=1000,
+    ).fit(kit.Classifier(kit.mlp(), lr=0.0), kit.loader())
+    assert 3 <= len(watched) <= 5  # of 48; those around a logged step may be
 
 
 def test_logged_steps_are_looked_at_whatever_the_gate(kit):
@@ -293,7 +312,7 @@ def test_random_numbers_of_numpy_are_those_of_plain_training(kit):
 
 def test_an_open_efficiency_gate_looks_at_every_fourth_step(kit):
     gate = EfficiencyGate("assumed", backward_cost=100.0, smoothing=0.0)
-    gate.load_state_dict({"gain_0": 2.0, "place": 1.0})
+    gate.load_state_dict({"gain_0": 2.0, "place": 1.0, "is_far": 0.0})
     told = telling(gate)
     module = kit.Classifier(kit.mlp(), lr=0.0)
     kit.trainer(
@@ -307,14 +326,15 @@ def test_an_open_efficiency_gate_looks_at_every_fourth_step(kit):
 def test_a_resumed_run_looks_at_the_steps_that_the_whole_one_looks_at(
     kit, tmp_path, own
 ):
-    """Every fourth step, or every tenth if the losses are the user's own."""
+    """Every sixteenth step, or every tenth if the losses are the user's own."""
 
     def losses(module, batch):
         logits = module.net(batch[0])
         return functional.cross_entropy(logits, batch[1], reduction="none")
 
     def looks(epochs, ckpt=None):
-        gate = NeverOpen()
+        torch.manual_seed(0)
+        gate = EfficiencyGate("assumed", backward_cost=0.01)  # never opens
         told = telling(gate)
         mine = {"scorer": Loss(), "per_sample_loss": losses} if own else {}
         trainer = kit.trainer(

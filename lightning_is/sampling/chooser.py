@@ -8,6 +8,9 @@ from lightning_is.sampling.gate import Average, Evidence, Sizes
 
 Costs = Literal["measured", "assumed"]
 
+_OFTEN, _SELDOM = 4, 16  # steps between two looks
+_FAR = 0.8  # of an ordinary step's worth: a gate that is shut here opens no time soon
+
 
 @final
 class Chooser:
@@ -48,7 +51,13 @@ class Chooser:
         self.costs, self.margin, self.epsilon = costs, margin, epsilon
         self._gains = [Average(smoothing) for _ in range(places)]
         self._model = CostModel(backward_cost)
-        self.place, self.cost, self.value = 0, 1.0, 1.0
+        self.place, self.cost = 0, 1.0
+        self._is_far = False
+
+    @property
+    def interval(self) -> int:
+        """Steps from look to look."""
+        return _SELDOM if self._is_far else _OFTEN
 
     def observe(
         self, evidence: Evidence, menu: Sequence[int], gains: Sequence[float]
@@ -76,7 +85,12 @@ class Chooser:
         if not self._is_on_trial(loaded, menu, ordinary):
             self.place = self._choose(values, worth)
         self.cost = ([1.0, *ratios])[self.place]
-        self.value = ([1.0, *values])[self.place]
+        # By this look alone: averages begin at 0, and that is far from anything.
+        seen = [
+            gain * size / ordinary.batch / ratio
+            for gain, size, ratio in zip(gains, menu, ratios, strict=True)
+        ]
+        self._is_far = self.place == 0 and max(*values, *seen) < _FAR
 
     def _is_on_trial(self, loaded: int, menu: Sequence[int], ordinary: Sizes) -> bool:
         """Whether what was chosen last must be measured before it is judged."""
@@ -105,13 +119,13 @@ class Chooser:
     def state_dict(self) -> dict[str, float]:
         """Return gains and choice; another machine may have other costs."""
         gains = {f"gain_{i}": gain.value for i, gain in enumerate(self._gains)}
-        return {**gains, "place": float(self.place)}
+        return {**gains, "place": float(self.place), "is_far": float(self._is_far)}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue from ``state``, whose keys have been checked."""
         for i, gain in enumerate(self._gains):
             gain.value = float(state[f"gain_{i}"])
-        self.place = int(state["place"])
+        self.place, self._is_far = int(state["place"]), bool(state["is_far"])
 
 
 def check_settings(

@@ -62,6 +62,7 @@ class CostModel:
         self.backward_cost, self.expires = backward_cost, expires
         self._windows: dict[tuple[str, int], deque[tuple[int, float]]] = {}
         self._paces: dict[tuple[str, int], float] = {}
+        self._unsettled: set[tuple[str, int]] = set()  # those with new timings
         self._kind: tuple[int, int, bool] | None = None
         self._overlaps = False
         self._now = 0  # timings seen
@@ -80,7 +81,7 @@ class CostModel:
         phase = "open" if scored else "closed"
         self._add(f"{phase} wait", timing.loaded, timing.wait)
         self._add(f"{phase} cycle", timing.loaded, timing.wait + compute)
-        self._note_pace(phase, timing.loaded)
+        self._unsettled.add((phase, timing.loaded))
         if scored:
             self._add("score", timing.loaded, timing.score)
             self._add("step", timing.trained, timing.step)
@@ -138,6 +139,9 @@ class CostModel:
 
     def _pace(self, phase: str, loaded: int) -> float:
         """Return the time a loader needs for a batch, 0 if nobody had to wait yet."""
+        if (phase, loaded) in self._unsettled:
+            self._unsettled.remove((phase, loaded))
+            self._note_pace(phase, loaded)
         recent = self._values(f"{phase} wait", loaded)
         return self._paces.get((phase, loaded), 0.0) if recent else 0.0
 

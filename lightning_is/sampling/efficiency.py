@@ -18,7 +18,8 @@ class EfficiencyGate(Gate):
     the rule is that the moving average of the effective batch exceeds the break-even
     :math:`(B + (1 + r) b) / ((1 + r) b)`. No draw multiplies the batch by more than
     ``B / b``: where the break-even is above that, the gate stays closed. It looks at
-    every fourth step, with an average that forgets as fast.
+    every fourth step, or where it is shut by far at every sixteenth, with an average
+    that forgets as fast.
 
     Args:
         costs: ``"measured"``: on the machine it runs on, loading included; no two runs
@@ -39,8 +40,6 @@ class EfficiencyGate(Gate):
         True
     """
 
-    interval = 4
-
     def __init__(
         self,
         costs: Costs = "measured",
@@ -54,6 +53,12 @@ class EfficiencyGate(Gate):
     def is_open(self) -> bool:
         """Whether an open step was worth more, last time it looked."""
         return self._chooser.place > 0
+
+    @property
+    @override
+    def interval(self) -> int:
+        """Steps from look to look; more where the gate is shut by far."""
+        return self._chooser.interval
 
     @property
     @override
@@ -77,7 +82,7 @@ class EfficiencyGate(Gate):
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue from ``state``."""
-        check_keys(self, state, {"gain_0", "place"})
+        check_keys(self, state, set(self._chooser.state_dict()))
         self._chooser.load_state_dict(state)
 
 
@@ -107,7 +112,6 @@ class AdaptiveSize(Gate):
         (True, Sizes(presample=128, batch=32))
     """
 
-    interval = 4
     chooses_size = True
 
     def __init__(
@@ -134,6 +138,12 @@ class AdaptiveSize(Gate):
     def is_open(self) -> bool:
         """Whether a part of the batch was worth more than all, last time it looked."""
         return self._chooser.place > 0
+
+    @property
+    @override
+    def interval(self) -> int:
+        """Steps from look to look; more where the gate is shut by far."""
+        return self._chooser.interval
 
     @property
     @override

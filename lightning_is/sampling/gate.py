@@ -75,16 +75,18 @@ class Gate(ABC):
     """Decides from past evidence whether the next step samples.
 
     Attributes:
-        interval: Steps for which one evidence is enough; more would take time that
-            is to be gained.
         chooses_size: Whether it takes its part of any batch, in place of a number of
             examples that the user gives.
         needs_presamples: Whether it must be able to ask the loader for more examples.
     """
 
-    interval: ClassVar[int] = 1
     chooses_size: ClassVar[bool] = False
     needs_presamples: ClassVar[bool] = False
+
+    @property
+    def interval(self) -> int:
+        """Steps for which one evidence is enough; more would take time to be gained."""
+        return 1
 
     @property
     def is_timed(self) -> bool:

@@ -3,13 +3,22 @@
 It is told of steps in both phases, and asked before each whether it is open.
 """
 
+import sys
 from typing import final
+
+from typing_extensions import override
 
 from lightning_is.sampling.gate import Average, Evidence, Gate, check_keys
 
 
 class _Stateless(Gate):
-    """A gate that never changes its mind."""
+    """A gate that never changes its mind, and so looks at nothing."""
+
+    @property
+    @override
+    def interval(self) -> int:
+        """Steps without end: only the loggers want to know."""
+        return sys.maxsize
 
     @final
     def observe(self, evidence: Evidence) -> None:
@@ -43,16 +52,12 @@ class AlwaysOpen(_Stateless):
 
 @final
 class NeverOpen(_Stateless):
-    """Never sample: uniform training that still reports what sampling would give.
-
-    Its evidence is as frequent as that of `EfficiencyGate`, for the logs alone.
+    """Never sample: uniform training that still logs what sampling would give.
 
     Example:
         >>> NeverOpen().is_open
         False
     """
-
-    interval = 4
 
     @property
     def is_open(self) -> bool:
