@@ -111,10 +111,16 @@ def test_a_presample_is_taken_to_load_for_longer_until_that_is_known():
 
 def test_a_measurement_expires():
     costs = told(closed(), opened(), expires=50)
+    for _ in range(150):
+        costs.observe(opened())
+    assert costs.knows_ordinary(B)
     for _ in range(60):
         costs.observe(opened())
     assert costs.is_known(B, SMALL)
     assert not costs.knows_ordinary(B)
+    for _ in range(60):
+        costs.observe(closed())
+    assert not costs.is_known(B, SMALL)
 
 
 def test_a_clock_that_stands_still_measures_nothing():
