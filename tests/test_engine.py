@@ -249,7 +249,7 @@ def test_a_batch_size_is_a_whole_number(settings, message):
         check(odd)
 
 
-def test_a_gate_that_is_shut_by_far_looks_at_every_sixteenth_step(kit):
+def test_a_gate_whose_case_is_clear_looks_at_every_sixteenth_step(kit):
     """What it is told stands for the steps in between, and forgets as fast."""
     gate = EfficiencyGate("assumed", backward_cost=0.01, smoothing=0.9)  # never opens
     told = telling(gate)
@@ -310,16 +310,22 @@ def test_random_numbers_of_numpy_are_those_of_plain_training(kit):
     assert drawn(ImportanceSamplingCallback(4, gate=AlwaysOpen())) == drawn()
 
 
-def test_an_open_efficiency_gate_looks_at_every_fourth_step(kit):
-    gate = EfficiencyGate("assumed", backward_cost=100.0, smoothing=0.0)
-    gate.load_state_dict({"gain_0": 2.0, "place": 1.0, "is_far": 0.0})
+@pytest.mark.parametrize(
+    ("backward_cost", "steps"), [(100.0, [4, 16, 16]), (2.0, [4] * 12)]
+)
+def test_an_open_efficiency_gate_looks_often_where_it_is_a_close_call(
+    kit, backward_cost, steps
+):
+    gate = EfficiencyGate("assumed", backward_cost, smoothing=0.999)
+    gain = 5.0 if backward_cost > 2 else 2.2  # break-even: (12 + 12) / 12
+    gate.load_state_dict({"gain_0": gain, "place": 1.0, "is_settled": 0.0})
     told = telling(gate)
     module = kit.Classifier(kit.mlp(), lr=0.0)
     kit.trainer(
-        ImportanceSamplingCallback(4, gate=gate), max_epochs=3, log_every_n_steps=1000
+        ImportanceSamplingCallback(4, gate=gate), max_epochs=12, log_every_n_steps=1000
     ).fit(module, kit.loader())
-    assert module.seen == [4] * 12
-    assert [evidence.steps for evidence in told] == [4, 4, 4]
+    assert module.seen == [4] * 48
+    assert [evidence.steps for evidence in told] == steps
 
 
 @pytest.mark.parametrize("own", [False, True])

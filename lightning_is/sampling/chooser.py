@@ -9,7 +9,7 @@ from lightning_is.sampling.gate import Average, Evidence, Sizes
 Costs = Literal["measured", "assumed"]
 
 _OFTEN, _SELDOM = 4, 16  # steps between two looks
-_FAR = 0.8  # of an ordinary step's worth: a gate that is shut here opens no time soon
+_CLEAR = 0.9  # of what the choice is worth: what is worth less will not be soon
 
 
 @final
@@ -52,12 +52,12 @@ class Chooser:
         self._gains = [Average(smoothing) for _ in range(places)]
         self._model = CostModel(backward_cost)
         self.place, self.cost = 0, 1.0
-        self._is_far = False
+        self._is_settled = False
 
     @property
     def interval(self) -> int:
         """Steps from look to look."""
-        return _SELDOM if self._is_far else _OFTEN
+        return _SELDOM if self._is_settled else _OFTEN
 
     def observe(
         self, evidence: Evidence, menu: Sequence[int], gains: Sequence[float]
@@ -85,12 +85,19 @@ class Chooser:
         if not self._is_on_trial(loaded, menu, ordinary):
             self.place = self._choose(values, worth)
         self.cost = ([1.0, *ratios])[self.place]
-        # By this look alone: averages begin at 0, and that is far from anything.
+        # By this look alone, too: averages begin at 0, which is far from anything.
         seen = [
             gain * size / ordinary.batch / ratio
             for gain, size, ratio in zip(gains, menu, ratios, strict=True)
         ]
-        self._is_far = self.place == 0 and max(*values, *seen) < _FAR
+        tried = self._is_on_trial(loaded, menu, ordinary)
+        self._is_settled = not tried and self._is_clear(values, seen)
+
+    def _is_clear(self, *looks: list[float]) -> bool:
+        """Whether sampling is worth far more, or far less, than not to."""
+        if self.place == 0:
+            return all(max(values) < _CLEAR for values in looks)
+        return all(values[self.place - 1] > 1 / _CLEAR for values in looks)
 
     def _is_on_trial(self, loaded: int, menu: Sequence[int], ordinary: Sizes) -> bool:
         """Whether what was chosen last must be measured before it is judged."""
@@ -119,13 +126,14 @@ class Chooser:
     def state_dict(self) -> dict[str, float]:
         """Return gains and choice; another machine may have other costs."""
         gains = {f"gain_{i}": gain.value for i, gain in enumerate(self._gains)}
-        return {**gains, "place": float(self.place), "is_far": float(self._is_far)}
+        choice = {"place": self.place, "is_settled": self._is_settled}
+        return gains | {name: float(value) for name, value in choice.items()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue from ``state``, whose keys have been checked."""
         for i, gain in enumerate(self._gains):
             gain.value = float(state[f"gain_{i}"])
-        self.place, self._is_far = int(state["place"]), bool(state["is_far"])
+        self.place, self._is_settled = int(state["place"]), bool(state["is_settled"])
 
 
 def check_settings(

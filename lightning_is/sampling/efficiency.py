@@ -18,7 +18,7 @@ class EfficiencyGate(Gate):
     the rule is that the moving average of the effective batch exceeds the break-even
     :math:`(B + (1 + r) b) / ((1 + r) b)`. No draw multiplies the batch by more than
     ``B / b``: where the break-even is above that, the gate stays closed. It looks at
-    every fourth step, or where it is shut by far at every sixteenth, with an average
+    every fourth step, or where the case is clear at every sixteenth, with an average
     that forgets as fast.
 
     Args:
@@ -44,7 +44,7 @@ class EfficiencyGate(Gate):
         self,
         costs: Costs = "measured",
         backward_cost: float = 2.0,
-        smoothing: float = 0.95,
+        smoothing: float = 0.97,
         margin: float = 0.05,
     ) -> None:
         self._chooser = Chooser(1, costs, backward_cost, smoothing, margin)
@@ -57,7 +57,7 @@ class EfficiencyGate(Gate):
     @property
     @override
     def interval(self) -> int:
-        """Steps from look to look; more where the gate is shut by far."""
+        """Steps from look to look; more where the case is clear."""
         return self._chooser.interval
 
     @property
@@ -119,7 +119,7 @@ class AdaptiveSize(Gate):
         menu: Sequence[float] = (1 / 8, 1 / 4, 1 / 2),
         costs: Costs = "measured",
         backward_cost: float = 2.0,
-        smoothing: float = 0.95,
+        smoothing: float = 0.97,
         margin: float = 0.05,
         epsilon: float | None = None,
     ) -> None:
@@ -142,7 +142,7 @@ class AdaptiveSize(Gate):
     @property
     @override
     def interval(self) -> int:
-        """Steps from look to look; more where the gate is shut by far."""
+        """Steps from look to look; more where the case is clear."""
         return self._chooser.interval
 
     @property

@@ -88,11 +88,11 @@ GAINS = [
 @pytest.mark.parametrize("machine", MACHINES)
 def test_on_every_machine_the_choice_is_the_one_worth_most(machine, gains):
     machine = Machine(**machine)
-    gate = machine.run(AdaptiveSize(), gains)
+    gate = machine.run(AdaptiveSize(), gains, looks=150)
     chosen = gate.sizes(B, B).batch if gate.is_open else B
     best = machine.worth(gains, machine.best(gains))
     assert machine.worth(gains, chosen) >= best / 1.06  # but for the margin
-    assert len(set(machine.sizes[-100:])) == 1  # and it stays
+    assert machine.sizes[-200:].count(chosen) > 180  # and it stays, but for trials
 
 
 @pytest.mark.parametrize("gains", GAINS)
