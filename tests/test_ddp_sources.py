@@ -7,10 +7,17 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
-from lightning_is import ImportanceSamplingCallback
+from lightning_is import ImportanceSamplingCallback, monitor
 from lightning_is.data import IndexSource, PassSource
 from lightning_is.feed import Feed
-from lightning_is.sampling import AlwaysOpen, LossPercentile, NeverOpen, Prioritized
+from lightning_is.sampling import (
+    AdaptiveSize,
+    AlwaysOpen,
+    ImportanceSubset,
+    LossPercentile,
+    NeverOpen,
+    Prioritized,
+)
 from lightning_is.sampling.passes import Shuffled
 from lightning_is.scoring import Loss
 from lightning_is.settings import Progress
@@ -116,6 +123,53 @@ def test_histories_and_parameters_stay_equal(kit, size):
             assert len(batch[0]) == size.get("batch_size", BATCH)
 
     fit(kit, Trimmed, PassSource(Prioritized()), max_epochs=6, **size)
+
+
+class Hurried:
+    """Ranks whose clocks do not agree on anything."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        ahead = torch.distributed.is_initialized() and torch.distributed.get_rank()
+        self.now += 0.7 if ahead else 0.2
+        return self.now
+
+
+def test_ranks_with_clocks_of_their_own_choose_the_same_sizes(kit, monkeypatch):
+    """Two stages by measured costs: what one rank measures, both go by."""
+    monkeypatch.setattr(monitor, "time", Hurried())
+
+    class Alike(Ranks):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.epochs[-1].append(torch.tensor(len(batch[0])))
+
+        def check(self, trainer, pl_module):
+            sizes = torch.stack([size for epoch in self.epochs for size in epoch])
+            one, other = everyones(sizes)
+            assert torch.equal(one, other)
+            assert (sizes == BATCH).any()
+            assert (sizes < BATCH).any()
+            state = torch.tensor(list(self.sampling.gate.state_dict().values()))
+            one, other = everyones(state.double())
+            assert torch.equal(one, other)
+            model = self.sampling.gate._chooser._model
+            assert not model.is_empty
+
+    class Uneven(Numbered):
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            hard = 40.0 * (x[:, :1] % 8 == 0)  # one in eight is all that matters
+            z = self.head(x / N) * 0.01 + 20.0 * functional.one_hot(y, 3) - hard
+            return functional.cross_entropy(z * (1 - 2 * (hard > 0).float()), y)
+
+    source = PassSource(ImportanceSubset(keep=0.5))
+    sampling = ImportanceSamplingCallback(
+        source=source, gate=AdaptiveSize((0.25, 0.5), smoothing=0.5), head="head"
+    )
+    look = Alike(sampling, source)
+    trainer = kit.trainer(sampling, look, **TWO, max_epochs=40)
+    trainer.fit(Uneven(), numbered())
 
 
 @pytest.mark.parametrize("examples", [N, N + 1])  # shared out evenly, and not
