@@ -41,8 +41,8 @@ class OversamplingDataModule(LightningDataModule):
 
     With ``keep`` it loads a share of the data in every pass instead, by the scores that
     training left behind: the first of two stages (`ImportanceSubset`), of which the
-    callback is the second. The same as its ``source=``, for who would rather say it
-    here.
+    callback is the second. For the first stage alone, or another source, give the
+    callback a ``source``.
 
     Every other hook is the wrapped data module's, and absent where that does not define
     it.

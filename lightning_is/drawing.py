@@ -100,7 +100,7 @@ class Drawer:
         with host.profiled(self._trainer, "score"):
             scored = self.scoring.run(tap, batch, size, update_statistics=True)
         if scored is None:
-            return batch
+            return batch if self.parts == 1 else self.subset(step, batch, wanted)
         self.scoring.check(tap, batch, scored, wanted)
         plan, before = self._settings.plan, step.weights
         scores = scored.scores if before is None else scored.scores * before
@@ -131,7 +131,9 @@ class Drawer:
         parts = [_Part(batch, indices, weights, drawn, scores)]
         if self.parts > 1:
             # Those drawn side by side exclude one another: each batch gets any of them.
-            order = torch.randperm(len(indices), generator=generator).to(indices.device)
+            order = torch.randperm(len(indices), generator=generator).to(
+                indices.device, non_blocking=True
+            )
             parts = [
                 _Part(
                     *(batch, indices[some]),

@@ -117,6 +117,7 @@ class Engine:
     ) -> Any:
         """Move a batch to the device and, in training, draw from it."""
         if not (self._trainer.training and self._is_active()) or batch is None:
+            self.times.pause()  # validation is not waiting
             return self._moving.original(batch, device, dataloader_idx)
         self.times.arrive()
         begun, weights, index = self._watch.mark(), None, None
@@ -159,7 +160,9 @@ class Engine:
         if self._gate.is_open:
             wanted = self._gate.sizes(size, min(wanted, size)).batch
             return self._drawer.sample(step, tap, batch, wanted)
-        if self._settings.when_closed == "subset" and size > wanted:
+        # Batches that follow stand in for the rest of a presample for several steps.
+        shared = presampled and self._drawer.parts > 1
+        if (shared or self._settings.when_closed == "subset") and size > wanted:
             return self._drawer.subset(step, batch, wanted)
         return batch
 

@@ -16,7 +16,11 @@ _WINDOW = 21  # that count
 
 
 def inflation(
-    cheap: Tensor, full: Tensor, plan: ImportancePlan, batch_size: int
+    cheap: Tensor,
+    full: Tensor,
+    plan: ImportancePlan,
+    batch_size: int,
+    parts: int = 1,
 ) -> Tensor:
     r"""Return how much noisier a gradient is if drawn by cheap scores.
 
@@ -30,6 +34,7 @@ def inflation(
         full: Scores of the same examples to judge by.
         plan: Draws.
         batch_size: Examples drawn.
+        parts: Batches that the cheap scores are shared by; they are drawn together.
 
     Example:
         >>> full = torch.tensor([1.0, 1.0, 8.0, 8.0])
@@ -39,10 +44,12 @@ def inflation(
         True
     """
     second = full.double().square().mean() / len(full)
-    noise = [
-        plan.selection.noise(full, plan.expected_counts(scores, batch_size))
-        for scores in (cheap, full)
-    ]
+    noise = []
+    for scores, batches in ((cheap, parts), (full, 1)):
+        counts = plan.expected_counts(scores, batch_size * batches)
+        shares = torch.where(full > 0, full.double().square() / counts, 0.0)
+        shared = (batches - 1) * shares.sum() / len(full) ** 2
+        noise.append(plan.selection.noise(full, counts) + shared)
     tiny = torch.finfo(second.dtype).tiny
     return (second + noise[0]) / (second + noise[1]).clamp(min=tiny)
 
@@ -58,7 +65,7 @@ class Fidelity:
         what: The saving, to name it in a warning.
 
     Attributes:
-        is_worth: False once it was found not to pay; for good.
+        is_worth: False once it was found not to pay, for the rest of the fit.
     """
 
     def __init__(self, what: str) -> None:
@@ -102,8 +109,8 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
     Example:
         >>> scores = torch.tensor([1.0, 2.0, 9.0])
-        >>> rank_correlation(scores, scores.sqrt())
-        tensor(1.)
+        >>> round(float(rank_correlation(scores, scores.sqrt())), 3)
+        1.0
     """
     if bool((first == first[0]).all() | (second == second[0]).all()):
         return torch.ones(())

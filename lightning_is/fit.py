@@ -42,7 +42,7 @@ class Fit:
         owner: Timed,
     ) -> None:
         self._settings, self._state, self._owner = settings, state, owner
-        self._source = state.source  # that the callback was given
+        self._adopted: IndexSource | None = None  # of a data module
         self._module: OversamplingDataModule | None = None
         self.engine: Engine | None = None
         self.feed: Feed | None = None
@@ -69,10 +69,11 @@ class Fit:
 
     def _source_of(self, trainer: Trainer) -> IndexSource | None:
         """Return the source: the callback's own, or that of our data module."""
-        module = host.data_module(trainer)
+        module, own = host.data_module(trainer), self._state.source
+        own = None if own is self._adopted else own
         if module is None or module.source is None:
-            return self._source
-        if self._source is not None:
+            return own
+        if own is not None:
             raise ValueError(
                 "One source chooses what to load, got one of the callback and `keep` "
                 "of the OversamplingDataModule. Drop one of them."
@@ -81,6 +82,7 @@ class Fit:
             self._state.gate, module.source, self._state.acceptance, None
         )
         self._module, module.is_served = module, True
+        self._adopted = module.source
         return module.source
 
     def begin(

@@ -103,6 +103,8 @@ class Ledger:
         self, packed: Tensor | None, scores: Tensor | None, timing: Timing | None
     ) -> None:
         """Send what a step showed on its way; every rank must, each step."""
+        if timing is not None:
+            timing = self._of_full_size(timing)
         if self._trainer.world_size > 1:
             packed, timing = self._shared(packed, timing)
         self._counts.pending += 1
@@ -111,6 +113,20 @@ class Ledger:
         if packed is not None:
             self._scores = scores
             self._readback.push(packed)
+
+    def _of_full_size(self, timing: Timing) -> Timing:
+        """Scale the time of a smaller batch, as batches may have any size."""
+        size, loaded, trained = self.presample_size, timing.loaded, timing.trained
+        if host.presample_sampler(self._trainer) is not None or loaded == size:
+            return timing
+        scale, step = size / loaded, timing.step
+        if trained == loaded:
+            step, trained = step * scale, size
+        elif self._gate.chooses_size and trained in self._candidates(loaded):
+            place = self._candidates(loaded).index(trained)
+            step, trained = step * scale, self._candidates(size)[place]
+        times = timing.wait * scale, timing.score * scale, step
+        return Timing(size, trained, *times, timing.overlaps)
 
     def _shared(
         self, packed: Tensor | None, timing: Timing | None

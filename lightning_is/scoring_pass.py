@@ -122,7 +122,7 @@ class ScoringPass:
         seconds = self._watch.seconds(begun, self._watch.mark())
         if fresh is not None:
             times = [seconds / parts, seconds]
-            self._judge(self.age, scores, fresh.scores, wanted, times)
+            self._judge(self.age, scores, fresh.scores, wanted, times, parts)
 
     def _judge(
         self,
@@ -131,10 +131,12 @@ class ScoringPass:
         full: Tensor,
         wanted: int,
         seconds: list[float],
+        parts: int = 1,
     ) -> None:
         """Compare scores, and the seconds that each kind took, over all ranks."""
         plan = self._settings.plan
-        rows = [rank_correlation(cheap, full), inflation(cheap, full, plan, wanted)]
+        noisier = inflation(cheap, full, plan, wanted, parts)
+        rows = [rank_correlation(cheap, full), noisier]
         rows += [rows[1].new_tensor(value) for value in seconds]
         packed = torch.stack([row.to(full.device, torch.float64) for row in rows])
         shared = self._trainer.strategy.reduce(packed, reduce_op="mean")
@@ -198,7 +200,10 @@ class ScoringPass:
             runner = StepRunner(self._trainer, proxy, settings)
             tap = Inspector(proxy, settings, runner).prepare(batch, examples)
             if tap is None:
-                raise NoLossError
+                raise RuntimeError(
+                    "A proxy must return the loss of every batch, got None from its "
+                    "`training_step`. Return the loss, or drop `proxy`."
+                )
             self._stand_in = runner, tap
         return self._stand_in
 

@@ -593,7 +593,7 @@ def test_two_processes_with_batches_of_different_sizes_agree(kit):
             return kit.loader(batch_size=(6, 12)[self.trainer.global_rank])
 
     sampling = ImportanceSamplingCallback(
-        2, gate=EfficiencyGate("assumed", backward_cost=20.0)
+        2, gate=EfficiencyGate("assumed", 20.0, smoothing=0.9, margin=0.0)
     )
     trainer = kit.trainer(
         sampling,

@@ -146,3 +146,47 @@ def test_costs_are_logged(kit, clock):
     assert share in (0.125, 0.25, 0.5)
     expected = (1.0 + 3.0 * share) / 3.0
     assert trainer.callback_metrics["is/cost"].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("gate", [AdaptiveSize, EfficiencyGate])
+def test_batches_of_any_size_are_measured(kit, clock, gate):
+    """As where they are filled up to a number of tokens."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for _ in range(400):
+        size = int(torch.randint(40, B + 1, (), generator=generator))
+        rows.append(torch.randperm(N, generator=generator)[:size].tolist())
+    data = DataLoader(loader(clock).dataset, batch_sampler=rows)
+    module = LookUp(clock, 1.0, 3.0)
+    sampling = ImportanceSamplingCallback(
+        None if gate is AdaptiveSize else 16, gate=gate()
+    )
+    quiet = {"log_every_n_steps": 10**9, "max_epochs": 1}
+    kit.trainer(sampling, **quiet).fit(module, data)
+    assert sum(size < 40 for size in module.sizes[200:]) > 170
+
+
+def test_a_small_last_batch_keeps_two_examples():
+    assert min(AdaptiveSize().candidates(5, 5)) == 2  # or it could not be normalised
+
+
+def test_validation_is_not_taken_for_a_slow_loader(kit, clock):
+    class Validated(LookUp):
+        def validation_step(self, batch, batch_idx):
+            self.clock.now += 5000.0
+
+    module = Validated(clock, 1.0, 3.0)
+    data = loader(clock)
+    sampling = ImportanceSamplingCallback(gate=AdaptiveSize())
+    trainer = kit.trainer(
+        sampling,
+        max_steps=400,
+        max_epochs=-1,
+        val_check_interval=3,
+        check_val_every_n_epoch=None,
+        log_every_n_steps=10**9,
+    )
+    checked = DataLoader(data.dataset, batch_size=B)
+    trainer.fit(module, data, checked)
+    late = module.sizes[200:]
+    assert sum(size < B for size in late) > 0.9 * len(late)

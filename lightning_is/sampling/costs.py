@@ -43,7 +43,8 @@ class CostModel:
 
     Args:
         backward_cost: Cost :math:`r` of a backward pass, in forward passes, as long as
-            nothing is measured.
+            no ordinary step is measured. From then on a kind of open step that was not
+            tried is taken to cost little, so that it will be.
         expires: Steps after which an open step must be measured anew; an ordinary one
             after four times as many, as it is slow.
 

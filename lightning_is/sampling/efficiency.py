@@ -169,7 +169,8 @@ class AdaptiveSize(Gate):
 
     @override
     def candidates(self, presample_size: int, batch_size: int) -> tuple[int, ...]:
-        return tuple(max(1, round(share * presample_size)) for share in self.shares)
+        least = min(2, presample_size)  # one alone cannot be normalised by the batch
+        return tuple(max(least, round(share * presample_size)) for share in self.shares)
 
     @override
     def metrics(self) -> dict[str, float]:
