@@ -7,7 +7,12 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from lightning_is import ImportanceSamplingCallback, OversamplingDataModule, monitor
+from lightning_is import (
+    ImportanceSamplingCallback,
+    OversamplingDataModule,
+    host,
+    monitor,
+)
 from lightning_is.sampling import AdaptiveSize, EfficiencyGate
 
 N, B, CLASSES = 128, 64, 3
@@ -170,7 +175,9 @@ def test_a_small_last_batch_keeps_two_examples():
     assert min(AdaptiveSize().candidates(5, 5)) == 2  # or it could not be normalised
 
 
-def test_validation_is_not_taken_for_a_slow_loader(kit, clock):
+def test_validation_is_not_taken_for_a_slow_loader(kit, clock, monkeypatch):
+    monkeypatch.setattr(host, "loads_ahead", lambda trainer: True)
+
     class Validated(LookUp):
         def validation_step(self, batch, batch_idx):
             self.clock.now += 5000.0
