@@ -10,8 +10,42 @@ from lightning_is.sampling.chooser import Chooser, Costs
 from lightning_is.sampling.gate import Evidence, Gate, Sizes, check_keys
 
 
+class _Choosing(Gate):
+    """A gate that leaves the choice to a `Chooser`."""
+
+    _chooser: Chooser
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an open step was worth more, last time it looked."""
+        return self._chooser.place > 0
+
+    @property
+    @override
+    def interval(self) -> int:
+        """Steps from look to look; more where the case is clear."""
+        return self._chooser.interval
+
+    @property
+    @override
+    def is_timed(self) -> bool:
+        """Whether costs are measured."""
+        return self._chooser.costs == "measured"
+
+    @final
+    def state_dict(self) -> dict[str, float]:
+        """Return the moving averages and the choice."""
+        return self._chooser.state_dict()
+
+    @final
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from ``state``."""
+        check_keys(self, state, set(self._chooser.state_dict()))
+        self._chooser.load_state_dict(state)
+
+
 @final
-class EfficiencyGate(Gate):
+class EfficiencyGate(_Choosing):
     r"""Open while a trimmed step buys more precision per cost than a uniform one.
 
     A uniform step of any size buys the same precision per cost, so with assumed costs
@@ -49,23 +83,6 @@ class EfficiencyGate(Gate):
     ) -> None:
         self._chooser = Chooser(1, costs, backward_cost, smoothing, margin)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether an open step was worth more, last time it looked."""
-        return self._chooser.place > 0
-
-    @property
-    @override
-    def interval(self) -> int:
-        """Steps from look to look; more where the case is clear."""
-        return self._chooser.interval
-
-    @property
-    @override
-    def is_timed(self) -> bool:
-        """Whether costs are measured."""
-        return self._chooser.costs == "measured"
-
     def observe(self, evidence: Evidence) -> None:
         """Move the average towards this step's effective batch, and choose."""
         gains = (evidence.effective_batch,)
@@ -76,18 +93,9 @@ class EfficiencyGate(Gate):
         """Return the cost of the steps chosen, in ordinary ones."""
         return {"is/cost": self._chooser.cost}
 
-    def state_dict(self) -> dict[str, float]:
-        """Return the moving average and the choice."""
-        return self._chooser.state_dict()
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue from ``state``."""
-        check_keys(self, state, set(self._chooser.state_dict()))
-        self._chooser.load_state_dict(state)
-
 
 @final
-class AdaptiveSize(Gate):
+class AdaptiveSize(_Choosing):
     r"""Train on as many of a loaded batch as buy most precision per cost: 1/8 to all.
 
     Like `EfficiencyGate`, but for several sizes ``b``, of which the closed gate's, all
@@ -134,23 +142,6 @@ class AdaptiveSize(Gate):
             len(menu), costs, backward_cost, smoothing, margin, epsilon
         )
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a part of the batch was worth more than all, last time it looked."""
-        return self._chooser.place > 0
-
-    @property
-    @override
-    def interval(self) -> int:
-        """Steps from look to look; more where the case is clear."""
-        return self._chooser.interval
-
-    @property
-    @override
-    def is_timed(self) -> bool:
-        """Whether costs are measured."""
-        return self._chooser.costs == "measured"
-
     def observe(self, evidence: Evidence) -> None:
         """Move the averages towards this step's gains, and choose."""
         sizes = self.candidates(evidence.presample_size, evidence.presample_size)
@@ -177,12 +168,3 @@ class AdaptiveSize(Gate):
         """Return the cost of the steps chosen, in ordinary ones, and their share."""
         share = (*self.shares, 1.0)[self._chooser.place - 1]
         return {"is/cost": self._chooser.cost, "is/share": share}
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the moving averages and the choice."""
-        return self._chooser.state_dict()
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue from ``state``."""
-        check_keys(self, state, set(self._chooser.state_dict()))
-        self._chooser.load_state_dict(state)
