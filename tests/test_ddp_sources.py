@@ -18,6 +18,7 @@ from lightning_is.sampling import (
     NeverOpen,
     Prioritized,
 )
+from lightning_is.sampling.costs import Timing
 from lightning_is.sampling.passes import Shuffled
 from lightning_is.scoring import Loss
 from lightning_is.settings import Progress
@@ -170,6 +171,24 @@ def test_ranks_with_clocks_of_their_own_choose_the_same_sizes(kit, monkeypatch):
     look = Alike(sampling, source)
     trainer = kit.trainer(sampling, look, **TWO, max_epochs=40)
     trainer.fit(Uneven(), numbered())
+
+
+def test_timings_of_the_ranks_arrive_as_their_means(kit, monkeypatch):
+    """Each in its own place, and whether the loader works ahead with them."""
+    mine = Timing(BATCH, BATCH, wait=1.0, score=2.0, step=4.0, overlaps=True)
+    monkeypatch.setattr(monitor.Timekeeper, "collect", lambda self: mine)
+    gate, told = AdaptiveSize(), []
+    observe = gate.observe
+    gate.observe = lambda evidence: (told.extend(evidence.timings), observe(evidence))
+
+    class Told(L.Callback):
+        def on_train_end(self, trainer, pl_module):
+            assert told
+            assert set(told) == {mine}
+
+    sampling = ImportanceSamplingCallback(gate=gate)
+    trainer = kit.trainer(sampling, Told(), **TWO, max_epochs=6)
+    trainer.fit(Numbered(), numbered())
 
 
 @pytest.mark.parametrize("examples", [N, N + 1])  # shared out evenly, and not

@@ -197,3 +197,14 @@ def test_validation_is_not_taken_for_a_slow_loader(kit, clock, monkeypatch):
     trainer.fit(module, data, checked)
     late = module.sizes[200:]
     assert sum(size < B for size in late) > 0.9 * len(late)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_gate_is_told_whether_the_loader_works_ahead(kit, workers):
+    gate, seen = EfficiencyGate(), []
+    observe = gate.observe
+    gate.observe = lambda evidence: (seen.extend(evidence.timings), observe(evidence))
+    data = TensorDataset(torch.eye(N), torch.arange(N) % CLASSES)
+    given = DataLoader(data, batch_size=32, num_workers=workers)
+    fit(kit, gate, LookUp(Clock(), 1.0, 3.0), given, steps=24)
+    assert {timing.overlaps for timing in seen} == {workers > 0}

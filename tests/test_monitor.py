@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from lightning_is.monitor import Readback, Stopwatch
+from lightning_is import monitor
+from lightning_is.monitor import Readback, Stopwatch, Timekeeper
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -74,3 +75,45 @@ def test_a_stopwatch_measures_the_work_of_its_device():
         work = work @ work / 2048
     end = watch.mark()
     assert 0 < watch.seconds(start, end) < 60
+
+
+class Ticking:
+    """A clock that is told what time it is."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_steps_that_share_a_presample_share_the_time_it_took(monkeypatch, parts):
+    clock = Ticking()
+    monkeypatch.setattr(monitor, "time", clock)
+    times = Timekeeper(Stopwatch(CPU))
+    times.leave()
+    for _ in range(3):
+        clock.now += 2.0  # loading
+        times.arrive()
+        begun = clock.now
+        clock.now += 4.0  # scoring
+        scored = begun, clock.now
+        clock.now += 1.0  # the step
+        times.finish((64, 8), begun, scored, parts)
+        times.leave()
+    found = times.collect()
+    assert (found.loaded, found.trained) == (64 // parts, 8)
+    assert (found.wait, found.score) == (2.0 / parts, 4.0 / parts)
+    assert found.step == 1.0
+
+
+def test_a_batch_that_comes_after_a_pause_is_not_timed(monkeypatch):
+    clock = Ticking()
+    monkeypatch.setattr(monitor, "time", clock)
+    times = Timekeeper(Stopwatch(CPU))
+    for _ in range(5):
+        times.leave()
+        times.pause()
+        times.arrive()
+        times.finish((8, 8), clock.now, None)
+    assert times.collect() is None

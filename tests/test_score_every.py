@@ -7,7 +7,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_is import ImportanceSamplingCallback, OversamplingDataModule
+from lightning_is import (
+    ImportanceSamplingCallback,
+    OversamplingDataModule,
+    scoring_pass,
+)
 from lightning_is.fidelity import inflation
 from lightning_is.sampling import (
     AlwaysOpen,
@@ -177,8 +181,6 @@ def test_a_gate_that_balances_each_step_is_refused(kit):
 
 def test_scores_too_old_to_serve_are_given_up_aloud(kit, monkeypatch):
     """At such a learning rate nothing is known of the next step but the last one."""
-    from lightning_is import scoring_pass
-
     monkeypatch.setattr(scoring_pass, "_CHECK_EVERY", 1)
     # Scoring is taken to cost nothing, so that nothing is saved.
     monkeypatch.setattr(scoring_pass.Stopwatch, "seconds", lambda *_: 0.0)
@@ -200,8 +202,6 @@ def test_scores_too_old_to_serve_are_given_up_aloud(kit, monkeypatch):
 
 
 def test_scores_that_stay_are_never_given_up(kit, monkeypatch):
-    from lightning_is import scoring_pass
-
     monkeypatch.setattr(scoring_pass, "_CHECK_EVERY", 1)
     monkeypatch.setattr(scoring_pass.Stopwatch, "seconds", lambda *_: 1.0)
     _, trainer = fit(kit, 4, max_epochs=12, log_every_n_steps=1)
@@ -252,3 +252,17 @@ def test_no_batch_of_one_is_ever_trained_on(kit, skips):
     trainer = kit.trainer(sampling, Flipping(), max_epochs=8)
     trainer.fit(module, datamodule=data(4, num_workers=1))
     assert {len(ids) for ids in module.ids} == {SMALL}
+
+
+def test_what_is_saved_counts_the_steps_that_must_be_made_anyway(kit, monkeypatch):
+    """Scoring takes a second: a quarter of it for each of four, and the step stays."""
+    judged = []
+    monkeypatch.setattr(scoring_pass, "_CHECK_EVERY", 1)
+    monkeypatch.setattr(scoring_pass.Stopwatch, "seconds", lambda *_: 1.0)
+    monkeypatch.setattr(
+        scoring_pass.Fidelity, "judge", lambda self, *found: judged.append(found)
+    )
+    fit(kit, 4, max_epochs=4)
+    step = 3 * SMALL / LARGE  # forth and back, of those drawn
+    assert judged
+    assert {round(saving, 6) for *_, saving in judged} == {(1 + step) / (0.25 + step)}
