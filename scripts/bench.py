@@ -27,8 +27,8 @@ from lightning_is.experiments.bench import (
     Effort,
     measure,
     quiet,
-    steady_memory,
 )
+from lightning_is.experiments.machine import steady_memory
 
 
 def main() -> None:

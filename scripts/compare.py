@@ -11,11 +11,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lightning_is.experiments.compare import compare
+from lightning_is.experiments.machine import steady_memory
 
 
 @hydra.main(config_path="../conf", config_name="compare", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Compare as configured; the exit status is 1 if a run failed."""
+    steady_memory()
     sys.exit(compare(cfg, list(HydraConfig.get().overrides.task)))
 
 

@@ -4,7 +4,6 @@ from lightning_is.experiments.bench.effort import QUICK, Effort, Row
 from lightning_is.experiments.bench.fits import quiet
 from lightning_is.experiments.bench.program import measure
 from lightning_is.experiments.bench.suite import BENCHMARKS, Benchmark
-from lightning_is.experiments.bench.turns import steady_memory
 
 __all__ = [
     "BENCHMARKS",
@@ -14,5 +13,4 @@ __all__ = [
     "Row",
     "measure",
     "quiet",
-    "steady_memory",
 ]

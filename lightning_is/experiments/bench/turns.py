@@ -1,15 +1,10 @@
 """Programs that take turns at the machine, so that its drifts hit all of them alike."""
 
-import ctypes
-import platform
 import time
 from collections.abc import Callable, Mapping
 from statistics import median, quantiles
 from threading import Semaphore, Thread
 from typing import TypeAlias, final
-
-# One arena, no mappings of single blocks, nothing trimmed; numbers from malloc.h.
-_MALLOC = {-8: 1, -3: 2**30, -1: 2**31 - 1}
 
 
 @final
@@ -95,18 +90,6 @@ def interleaved(arms: Mapping[str, Arm], warm_up: int = 0) -> dict[str, list[flo
             turn.grant()
         waiting = [turn for turn in reversed(waiting) if not turn.is_over]
     return {name: turn.seconds[warm_up:] for name, turn in turns.items()}
-
-
-def steady_memory() -> None:
-    """Let the C library give no memory back, where it can be told so (glibc).
-
-    Otherwise each thread has memory of its own kind, some of which is fetched from the
-    system anew at every step: the same program then differs by a tenth from itself.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        for option, value in _MALLOC.items():
-            library.mallopt(option, value)
 
 
 def paired(above: list[float], below: list[float]) -> list[float]:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_is.experiments.compare.run import Job, execute
 from lightning_is.experiments.compare.stopwatch import Clock, parse_seconds
+from lightning_is.experiments.machine import steady_memory
 
 # What says which runs to make, or where, and nothing of a run itself.
 PLAN = ("methods", "seeds", "jobs", "out", "output_dir", "title")
@@ -141,7 +142,8 @@ def executed(
         yield from ((job, execute(job)) for job in jobs)
         return
     # A forked process would inherit locks that PyTorch's threads hold.
-    with ProcessPoolExecutor(side_by_side, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(side_by_side, spawn, initializer=steady_memory) as pool:
         running = {pool.submit(execute, job): job for job in jobs}
         for future in as_completed(running):
             yield running[future], _outcome(future)
