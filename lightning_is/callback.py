@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from lightning_is import host
 from lightning_is.data import IndexSource, PassSource
+from lightning_is.fidelity import Checks
 from lightning_is.fit import Fit
 from lightning_is.sampling import (
     Gate,
@@ -66,14 +67,13 @@ class ImportanceSamplingCallback(Callback):
             Below 1, running statistics come from what is trained on.
         score_precision: Score in ``"bf16"`` or ``"fp16"``; None is the Trainer's own.
         proxy: Score by the step of another module, smaller or an average of this one,
-            which somebody else updates; statistics as below 1. Scores that are cheaper
-            by one of these three are checked at every hundredth draw: where they lose
-            more than they save, a warning says so and full scores take over.
+            which somebody else updates; statistics as below 1. Every hundredth draw
+            checks these three: with a warning, full scores replace what does not pay.
         seed: Of the draws, at least 0; they never touch the global random states.
 
     Attributes:
-        progress: Returns the share of the run that is over, for what is annealed by
-            it; None counts steps, or time where ``max_time`` alone ends the run.
+        progress: Returns the share of the run that is over, for what is annealed; None
+            counts steps, or time where ``max_time`` alone ends the run.
 
     Raises:
         ValueError: If an argument is out of range, or nothing chooses what to train on.
@@ -120,7 +120,8 @@ class ImportanceSamplingCallback(Callback):
         if acceptance is not None:
             source = PassSource(Shuffled())  # loads as many batches as it takes
         gate = gate or settings.default_gate(source, acceptance)
-        self._state = State(gate, Progress(seed), source, acceptance)
+        checks = Checks(settings.savings)
+        self._state = State(gate, Progress(seed), source, acceptance, checks)
         self.progress: Callable[[], float] | None = None
         self._fit = Fit(settings, self._state, self)
 

@@ -16,7 +16,8 @@ from lightning_is.sampling.randomness import draw_generator
 from lightning_is.sampling.selection import without_replacement
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.scoring_pass import ScoringPass
-from lightning_is.settings import Progress, Settings
+from lightning_is.settings import Settings
+from lightning_is.state import State
 from lightning_is.step import Step
 
 
@@ -29,7 +30,7 @@ class Drawer:
         module: The user's module.
         settings: Of the callback.
         runner: Runs the user's step without a trace.
-        progress: Seed and number of draws, updated in place.
+        state: Seed and number of draws, and checks of scores, updated in place.
         watch: Measures scoring.
 
     Attributes:
@@ -43,12 +44,14 @@ class Drawer:
         module: LightningModule,
         settings: Settings,
         runner: StepRunner,
-        progress: Progress,
+        state: State,
         watch: Stopwatch,
     ) -> None:
         self._trainer, self._module, self._settings = trainer, module, settings
-        self._runner, self._progress, self._watch = runner, progress, watch
-        self.scoring = ScoringPass(trainer, module, settings, runner, watch)
+        self._runner, self._progress, self._watch = runner, state.draws, watch
+        self.scoring = ScoringPass(
+            *(trainer, module, settings, runner, state.checks, watch)
+        )
         self.is_summed = False
         self._kept: deque[_Part] = deque()
         self._parts: int | None = None
@@ -130,7 +133,7 @@ class Drawer:
         scores, drawn = step.scores, step.is_sampled
         parts = [_Part(batch, indices, weights, drawn, scores)]
         if self.parts > 1:
-            # Those drawn side by side exclude one another: each batch gets any of them.
+            # A selection may list them in any order: each batch gets any of them.
             order = torch.randperm(len(indices), generator=generator).to(
                 indices.device, non_blocking=True
             )
@@ -165,7 +168,7 @@ class Drawer:
         """See whether scores still serve for the last batch drawn by them."""
         size, parts = len(part.indices), self.parts
         self.scoring.check_age(tap, part.batch, scores, size, parts)
-        if not self.scoring.age.is_worth:
+        if not self.scoring.may_age:
             host.score_every_step(self._trainer)
 
     def _used(self, step: Step, part: "_Part") -> Any:

@@ -64,7 +64,7 @@ class Engine:
         self._watch = Stopwatch(trainer.strategy.root_device)
         self.times = Timekeeper(self._watch)
         self._drawer = Drawer(
-            *(trainer, module, settings, self._runner, state.draws, self._watch)
+            *(trainer, module, settings, self._runner, state, self._watch)
         )
         self._feed = feed
         self._queue: Queue | None = None

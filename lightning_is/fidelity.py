@@ -1,8 +1,9 @@
 """Whether scores that were had more cheaply are worth it: checked now and then."""
 
 from collections import deque
+from collections.abc import Sequence
 from statistics import median
-from typing import final
+from typing import Any, final
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -11,6 +12,7 @@ from torchmetrics.functional import spearman_corrcoef
 
 from lightning_is.sampling.plan import ImportancePlan
 
+_EVERY = 100  # uses: the cost of a check vanishes, what it shows changes slowly
 _LEAST = 5  # checks before a judgement
 _WINDOW = 21  # that count
 
@@ -65,12 +67,18 @@ class Fidelity:
         what: The saving, to name it in a warning.
 
     Attributes:
-        is_worth: False once it was found not to pay, for the rest of the fit.
+        is_worth: False once it was found not to pay, from then on.
     """
 
     def __init__(self, what: str) -> None:
         self._what, self.is_worth = what, True
+        self._uses = 0
         self._checks: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW)
+
+    def is_due(self) -> bool:
+        """Count a use of cheap scores; return whether they are to be checked."""
+        self._uses += self.is_worth
+        return self.is_worth and self._uses % _EVERY == 0
 
     def judge(self, correlation: float, inflated: float, saving: float) -> None:
         """Take in a check; warn if that settles the matter.
@@ -100,8 +108,47 @@ class Fidelity:
         correlation, inflated, _ = (median(column) for column in self._columns())
         return {"is/score_correlation": correlation, "is/noise_inflation": inflated}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was found, and of what, in plain types."""
+        checks = [list(check) for check in self._checks]
+        found = {"uses": self._uses, "is_worth": self.is_worth, "checks": checks}
+        return {"what": self._what, **found}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``; what was found of another saving says nothing."""
+        if state["what"] == self._what:
+            self._uses, self.is_worth = state["uses"], state["is_worth"]
+            self._checks.clear()
+            self._checks.extend(tuple(check) for check in state["checks"])
+
     def _columns(self) -> list[list[float]]:
         return [list(column) for column in zip(*self._checks, strict=True)]
+
+
+@final
+class Checks:
+    """What was found of all ways to score less.
+
+    Args:
+        savings: What makes scores cost less than the user's step, by name.
+
+    Attributes:
+        cheap: What was found of those savings.
+        age: Of scores that serve for several steps.
+    """
+
+    def __init__(self, savings: Sequence[str] = ()) -> None:
+        self.cheap = Fidelity(" and ".join(savings))
+        self.age = Fidelity("`score_every`")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was found, in plain types."""
+        return {"cheap": self.cheap.state_dict(), "age": self.age.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.cheap.load_state_dict(state["cheap"])
+        self.age.load_state_dict(state["age"])
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_is.data.batch import leaves, with_leaves
-from lightning_is.fidelity import Fidelity, inflation, rank_correlation
+from lightning_is.fidelity import Checks, Fidelity, inflation, rank_correlation
 from lightning_is.inspection import Inspector
 from lightning_is.monitor import Stopwatch
 from lightning_is.runner import NoLossError, StepRunner
@@ -18,8 +18,6 @@ from lightning_is.scoring.scaling import shrunk
 from lightning_is.scoring.scorer import Scored, Step
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Settings
-
-_CHECK_EVERY = 100  # scoring passes: their cost vanishes, what they show changes slowly
 
 
 @final
@@ -31,6 +29,7 @@ class ScoringPass:
         module: The user's module.
         settings: Of the callback.
         runner: Runs the user's step without a trace.
+        checks: Of savings, updated in place.
         watch: Measures what is saved.
     """
 
@@ -40,20 +39,17 @@ class ScoringPass:
         module: LightningModule,
         settings: Settings,
         runner: StepRunner,
+        checks: Checks,
         watch: Stopwatch,
     ) -> None:
         self._trainer, self._module, self._settings = trainer, module, settings
-        self._runner, self._watch = runner, watch
+        self._runner, self._checks, self._watch = runner, checks, watch
         self._stand_in: tuple[StepRunner, HeadTap] | None = None
-        saving = settings.savings
-        self.fidelity = Fidelity(" and ".join(saving)) if saving else None
-        self.age = Fidelity("`score_every`")  # of presamples for several steps
-        self._passes = self._presamples = 0
 
     @property
     def is_cheap(self) -> bool:
         """Whether something cheaper than the user's step as it is gives the scores."""
-        return self.fidelity is not None and self.fidelity.is_worth
+        return bool(self._settings.savings) and self._checks.cheap.is_worth
 
     @property
     def sees_everything(self) -> bool:
@@ -62,9 +58,15 @@ class ScoringPass:
             self._settings.scale_factor == 1 and self._settings.proxy is None
         )
 
+    @property
+    def may_age(self) -> bool:
+        """Whether scores may serve for several steps."""
+        return self._checks.age.is_worth
+
     def metrics(self) -> dict[str, float]:
         """Return what the checks of cheap, or old, scores found."""
-        return self.age.metrics() if self.fidelity is None else self.fidelity.metrics()
+        saves = bool(self._settings.savings)
+        return (self._checks.cheap if saves else self._checks.age).metrics()
 
     def close(self) -> None:
         """Leave the proxy as it was found."""
@@ -89,10 +91,7 @@ class ScoringPass:
             found: Its scores.
             wanted: Examples that are drawn by them.
         """
-        if self.fidelity is None or not self.is_cheap:
-            return
-        self._passes += 1
-        if self._passes % _CHECK_EVERY:
+        if not (self.is_cheap and self._checks.cheap.is_due()):
             return
         marks, scored = [self._watch.mark()], None
         for way in (self._cheaply, self._fully):
@@ -100,7 +99,7 @@ class ScoringPass:
             marks.append(self._watch.mark())
         if scored is not None:
             times = [self._watch.seconds(*pair) for pair in pairwise(marks)]
-            self._judge(self.fidelity, found.scores, scored.scores, wanted, times)
+            self._judge(self._checks.cheap, found.scores, scored.scores, wanted, times)
 
     def check_age(
         self, tap: HeadTap, batch: Any, scores: Tensor, wanted: int, parts: int
@@ -114,15 +113,14 @@ class ScoringPass:
             wanted: Examples of each batch.
             parts: How many there were.
         """
-        self._presamples += 1
-        if self._presamples % _CHECK_EVERY or not self.age.is_worth:
+        if not self._checks.age.is_due():
             return
         begun = self._watch.mark()
         fresh = self.run(tap, batch, len(scores), update_statistics=False)
         seconds = self._watch.seconds(begun, self._watch.mark())
         if fresh is not None:
             times = [seconds / parts, seconds]
-            self._judge(self.age, scores, fresh.scores, wanted, times, parts)
+            self._judge(self._checks.age, scores, fresh.scores, wanted, times, parts)
 
     def _judge(
         self,

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from lightning_is.data.source import IndexSource
+from lightning_is.fidelity import Checks
 from lightning_is.sampling.gate import Gate
 from lightning_is.sampling.percentile import LossPercentile
 from lightning_is.settings import Progress
 
-_VERSION = 2  # 1 had no source and no acceptance
+_VERSION = 3  # 1 had no source and no acceptance, 2 no checks
 
 
 @final
@@ -21,6 +22,7 @@ class State:
         draws: Seed and counts.
         source: Chooses what to load, if there is one.
         acceptance: Accepts examples one by one, if there is one.
+        checks: Whether it pays to score less.
         under_way: Batches that were drawn and not yet trained on, for the next feed.
         queued: Leaves of examples that were accepted and not yet trained on, for the
             next queue.
@@ -30,6 +32,7 @@ class State:
     draws: Progress
     source: IndexSource | None = None
     acceptance: LossPercentile | None = None
+    checks: Checks = field(default_factory=Checks)
     under_way: list[Any] = field(default_factory=list)
     queued: list[Any] = field(default_factory=list)
 
@@ -42,6 +45,7 @@ class State:
             "batches": self.draws.batches,
             "pending": self.draws.pending,
             "gate": self.gate.state_dict(),
+            "checks": self.checks.state_dict(),
         }
         if self.source is not None:
             state["source"] = self.source.state_dict()
@@ -73,9 +77,11 @@ class State:
                 )
         self.gate.load_state_dict(state["gate"])
         self.draws.seed, self.draws.draws = state["seed"], state["draws"]
-        # Version 1 did not keep them.
+        # Versions 1 and 2 did not keep them all.
         self.draws.batches = state.get("batches", 0)
         self.draws.pending = state.get("pending", 0)
+        if "checks" in state:
+            self.checks.load_state_dict(state["checks"])
         if self.source is not None:
             self.source.load_state_dict(state["source"])
             self.under_way = list(state["under_way"])

@@ -458,7 +458,7 @@ def test_a_checkpoint_without_the_callback_resumes(kit, tmp_path):
 
 def test_a_checkpoint_of_a_newer_version_is_refused():
     sampling = opened()
-    with pytest.raises(ValueError, match="version 2 or older, got 9"):
+    with pytest.raises(ValueError, match="version 3 or older, got 9"):
         sampling.load_state_dict(sampling.state_dict() | {"version": 9})
 
 

@@ -78,7 +78,7 @@ def test_parts_that_do_not_go_together_are_refused(parts, message):
     ],
 )
 def test_parts_that_go_together_are_not(parts):
-    assert ImportanceSamplingCallback(**parts).state_dict()["version"] == 2
+    assert ImportanceSamplingCallback(**parts).state_dict()["version"] == 3
 
 
 def test_an_acceptance_selects_after_the_first_epoch_unless_told_otherwise():

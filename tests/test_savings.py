@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_is import ImportanceSamplingCallback
+from lightning_is import ImportanceSamplingCallback, fidelity
 from lightning_is.fidelity import Fidelity, inflation, rank_correlation
 from lightning_is.sampling import AlwaysOpen, ImportancePlan, Mixed
 from lightning_is.scoring import Scored, UpperBound
@@ -61,26 +61,48 @@ def test_ranks_are_compared_and_constants_agree_with_all():
     [(1.0, 1.0, True), (1.1, 1.2, True), (1.3, 1.2, False), (1.05, 0.9, False)],
 )
 def test_what_loses_more_than_it_saves_is_left_aloud(inflated, saving, is_worth):
-    fidelity = Fidelity("`proxy`")
+    checks = Fidelity("`proxy`")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(4):
-            fidelity.judge(0.7, inflated, saving)
-        assert fidelity.is_worth  # too early to say
-        fidelity.judge(0.7, inflated, saving)
-    assert fidelity.is_worth == is_worth
+            checks.judge(0.7, inflated, saving)
+        assert checks.is_worth  # too early to say
+        checks.judge(0.7, inflated, saving)
+    assert checks.is_worth == is_worth
     assert len(seen) == (not is_worth)
     if seen:
         assert "Scores by `proxy` are left for full ones" in str(seen[0].message)
-    assert fidelity.metrics()["is/score_correlation"] == 0.7
-    assert fidelity.metrics()["is/noise_inflation"] == inflated
+    assert checks.metrics()["is/score_correlation"] == 0.7
+    assert checks.metrics()["is/noise_inflation"] == inflated
 
 
 def test_the_odd_bad_check_settles_nothing():
-    fidelity = Fidelity("`proxy`")
+    checks = Fidelity("`proxy`")
     for number in range(30):
-        fidelity.judge(0.9, 5.0 if number % 3 == 0 else 1.0, 1.2)
-    assert fidelity.is_worth
+        checks.judge(0.9, 5.0 if number % 3 == 0 else 1.0, 1.2)
+    assert checks.is_worth
+
+
+def test_what_was_found_is_not_forgotten_by_a_checkpoint():
+    def callback(**settings):
+        return ImportanceSamplingCallback(2, **settings)
+
+    was = callback(scale_factor=0.5)
+    cheap = was._state.checks.cheap
+    for _ in range(3):
+        cheap.is_due()
+    for _ in range(4):
+        cheap.judge(0.7, 3.0, 1.2)
+    with pytest.warns(UserWarning, match="Scores by `scale_factor` are left"):
+        cheap.judge(0.7, 3.0, 1.2)
+    state = was.state_dict()
+    again, other = callback(scale_factor=0.25), callback(score_precision="bf16")
+    for resumed in (again, other):
+        resumed.load_state_dict(state)
+    assert again._state.checks.state_dict() == was._state.checks.state_dict()
+    assert not again._state.checks.cheap.is_worth
+    assert other._state.checks.cheap.is_worth  # another saving, another matter
+    assert other._state.checks.cheap.metrics() == {}
 
 
 NOTES: dict[int, list] = {}  # beside the module, which scoring leaves as it was
@@ -174,9 +196,7 @@ def test_draws_follow_the_proxy(kit):
 
 
 def test_a_bad_proxy_is_left_for_full_scores(kit, monkeypatch):
-    from lightning_is import scoring_pass
-
-    monkeypatch.setattr(scoring_pass, "_CHECK_EVERY", 1)
+    monkeypatch.setattr(fidelity, "_EVERY", 1)
     torch.manual_seed(0)
     proxy, module = Classifier(width=64), Classifier()
     proxy.net[3].weight.data[:, :] *= 30.0  # as sure of itself as it is wrong
@@ -199,10 +219,8 @@ def test_checks_are_rare(kit):
 
 
 def test_a_check_leaves_no_trace(kit, monkeypatch):
-    from lightning_is import scoring_pass
-
     def trained(every):
-        monkeypatch.setattr(scoring_pass, "_CHECK_EVERY", every)
+        monkeypatch.setattr(fidelity, "_EVERY", every)
         torch.manual_seed(0)
         module = Classifier()
         module.net.insert(1, nn.BatchNorm1d(N))
@@ -270,9 +288,7 @@ def test_an_unknown_precision_is_refused():
 
 
 def test_what_is_logged_judges_the_proxy_by_the_module(kit, monkeypatch):
-    from lightning_is import scoring_pass
-
-    monkeypatch.setattr(scoring_pass, "_CHECK_EVERY", 1)
+    monkeypatch.setattr(fidelity, "_EVERY", 1)
     proxy, module = Classifier(width=64), Classifier()
     proxy.net[3].weight.data *= 10.0
 

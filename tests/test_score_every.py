@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_is import (
     ImportanceSamplingCallback,
     OversamplingDataModule,
+    fidelity,
     scoring_pass,
 )
 from lightning_is.fidelity import inflation
@@ -20,6 +21,7 @@ from lightning_is.sampling import (
     ImportancePlan,
     Mixed,
     NeverOpen,
+    Selection,
     systematic,
 )
 from lightning_is.sampling.moments import evidence, moments
@@ -61,12 +63,12 @@ def data(every, **settings):
     return OversamplingDataModule(loader, LARGE, score_every=every)
 
 
-def fit(kit, every, gate=None, fetching=None, **settings):
+def fit(kit, every, gate=None, fetching=None, selection=systematic, **settings):
     module = LookUp()
     sampling = ImportanceSamplingCallback(
         SMALL,
         gate=gate or AlwaysOpen(),
-        plan=ImportancePlan(Mixed(share=0.3)),
+        plan=ImportancePlan(Mixed(share=0.3), selection),
         when_closed="subset",
     )
     settings = {"max_epochs": -1, "log_every_n_steps": 10**9} | settings
@@ -89,12 +91,29 @@ def test_batches_of_one_presample_share_no_example(kit, every, workers):
         assert len(set(drawn)) == every * SMALL
 
 
+class InOrder(Selection):
+    """Draws systematically, and lists what it drew by its chance of that."""
+
+    def expected_counts(self, probs, batch_size):
+        return systematic.expected_counts(probs, batch_size)
+
+    def pick(self, counts, batch_size, *, generator=None):
+        drawn = systematic.pick(counts, batch_size, generator=generator)
+        return drawn[counts[drawn].argsort()]
+
+    def noise(self, scores, counts):
+        return systematic.noise(scores, counts)
+
+
+@pytest.mark.parametrize("selection", [systematic, InOrder()])
 @pytest.mark.parametrize("gate", [AlwaysOpen, NeverOpen])
-def test_every_one_of_them_is_unbiased(kit, gate):
-    module, _ = fit(kit, 3, gate=gate(), max_steps=900)
+def test_every_one_of_them_is_unbiased(kit, gate, selection):
+    module, _ = fit(kit, 3, gate=gate(), selection=selection, max_steps=900)
     counted = torch.stack(module.counted).double()
-    for place in range(3):  # steps of an epoch: 8, so places take turns
-        rows = counted[place::3]
+    steps = torch.arange(900)
+    for place in range(3):
+        # Of an epoch's 8 steps, each third one scores; the first epoch begins without.
+        rows = counted[(steps >= 8) & (steps % 8 % 3 == place)]
         z = (rows.mean(0) - 1 / N) / (rows.std(0) / len(rows) ** 0.5)
         assert z.abs().max() < 4.5
         assert z.square().mean() < 2.5
@@ -181,7 +200,7 @@ def test_a_gate_that_balances_each_step_is_refused(kit):
 
 def test_scores_too_old_to_serve_are_given_up_aloud(kit, monkeypatch):
     """At such a learning rate nothing is known of the next step but the last one."""
-    monkeypatch.setattr(scoring_pass, "_CHECK_EVERY", 1)
+    monkeypatch.setattr(fidelity, "_EVERY", 1)
     # Scoring is taken to cost nothing, so that nothing is saved.
     monkeypatch.setattr(scoring_pass.Stopwatch, "seconds", lambda *_: 0.0)
 
@@ -202,7 +221,7 @@ def test_scores_too_old_to_serve_are_given_up_aloud(kit, monkeypatch):
 
 
 def test_scores_that_stay_are_never_given_up(kit, monkeypatch):
-    monkeypatch.setattr(scoring_pass, "_CHECK_EVERY", 1)
+    monkeypatch.setattr(fidelity, "_EVERY", 1)
     monkeypatch.setattr(scoring_pass.Stopwatch, "seconds", lambda *_: 1.0)
     _, trainer = fit(kit, 4, max_epochs=12, log_every_n_steps=1)
     assert trainer.train_dataloader.batch_sampler.score_every == 4
@@ -257,7 +276,7 @@ def test_no_batch_of_one_is_ever_trained_on(kit, skips):
 def test_what_is_saved_counts_the_steps_that_must_be_made_anyway(kit, monkeypatch):
     """Scoring takes a second: a quarter of it for each of four, and the step stays."""
     judged = []
-    monkeypatch.setattr(scoring_pass, "_CHECK_EVERY", 1)
+    monkeypatch.setattr(fidelity, "_EVERY", 1)
     monkeypatch.setattr(scoring_pass.Stopwatch, "seconds", lambda *_: 1.0)
     monkeypatch.setattr(
         scoring_pass.Fidelity, "judge", lambda self, *found: judged.append(found)

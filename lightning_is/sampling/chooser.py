@@ -22,7 +22,7 @@ class Chooser:
     tried for a few steps, and again after a long time.
 
     Args:
-        places: How many open sizes there are.
+        sizes: What the state calls the open sizes.
         costs: ``"measured"``, or ``"assumed"``: a backward pass is ``backward_cost``.
         backward_cost: Cost of a backward pass in forward passes, until measured.
         smoothing: Share of the old gain kept at each step, in ``[0, 1)``.
@@ -40,7 +40,7 @@ class Chooser:
 
     def __init__(
         self,
-        places: int,
+        sizes: Sequence[str],
         costs: Costs,
         backward_cost: float,
         smoothing: float,
@@ -49,7 +49,8 @@ class Chooser:
     ) -> None:
         check_settings(costs, backward_cost, margin, epsilon)
         self.costs, self.margin, self.epsilon = costs, margin, epsilon
-        self._gains = [Average(smoothing) for _ in range(places)]
+        self._names = [f"gain_{size}" for size in sizes]
+        self._gains = [Average(smoothing) for _ in sizes]
         self._model = CostModel(backward_cost)
         self.place, self.cost = 0, 1.0
         self._is_settled = False
@@ -125,15 +126,21 @@ class Chooser:
 
     def state_dict(self) -> dict[str, float]:
         """Return gains and choice; another machine may have other costs."""
-        gains = {f"gain_{i}": gain.value for i, gain in enumerate(self._gains)}
-        choice = {"place": self.place, "is_settled": self._is_settled}
+        averages = zip(self._names, self._gains, strict=True)
+        gains = {name: gain.value for name, gain in averages}
+        choice = {
+            "place": self.place,
+            "is_settled": self._is_settled,
+            "cost": self.cost,
+        }
         return gains | {name: float(value) for name, value in choice.items()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue from ``state``, whose keys have been checked."""
-        for i, gain in enumerate(self._gains):
-            gain.value = float(state[f"gain_{i}"])
+        for name, gain in zip(self._names, self._gains, strict=True):
+            gain.value = float(state[name])
         self.place, self._is_settled = int(state["place"]), bool(state["is_settled"])
+        self.cost = float(state["cost"])
 
 
 def check_settings(

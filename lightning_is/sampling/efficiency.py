@@ -81,7 +81,7 @@ class EfficiencyGate(_Choosing):
         smoothing: float = 0.97,
         margin: float = 0.05,
     ) -> None:
-        self._chooser = Chooser(1, costs, backward_cost, smoothing, margin)
+        self._chooser = Chooser(["b"], costs, backward_cost, smoothing, margin)
 
     def observe(self, evidence: Evidence) -> None:
         """Move the average towards this step's effective batch, and choose."""
@@ -138,9 +138,8 @@ class AdaptiveSize(_Choosing):
                 f"{list(menu)}. (0.125, 0.25, 0.5) is the default."
             )
         self.shares = tuple(menu)
-        self._chooser = Chooser(
-            len(menu), costs, backward_cost, smoothing, margin, epsilon
-        )
+        names = [f"{share:g}" for share in menu]
+        self._chooser = Chooser(names, costs, backward_cost, smoothing, margin, epsilon)
 
     def observe(self, evidence: Evidence) -> None:
         """Move the averages towards this step's gains, and choose."""

@@ -238,6 +238,20 @@ def test_costs_and_shares_are_told_to_the_loggers():
     }
 
 
+def test_the_choice_and_its_cost_survive():
+    gate, again = (AdaptiveSize(costs="assumed", smoothing=0.0) for _ in range(2))
+    gate.observe(evidence((1.0, 3.6, 1.9)))
+    again.load_state_dict(gate.state_dict())
+    assert again.metrics() == gate.metrics()
+    assert again.state_dict() == gate.state_dict()
+
+
+def test_the_state_of_another_menu_is_refused():
+    state = AdaptiveSize((1 / 8, 1 / 4)).state_dict()
+    with pytest.raises(ValueError, match=r"keys .*gain_0\.125.*got .*another gate"):
+        AdaptiveSize((1 / 8, 1 / 2)).load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

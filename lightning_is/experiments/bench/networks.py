@@ -32,14 +32,14 @@ class LSTM(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Two encoder layers over the rows of an image, then their mean."""
+    """Encoder layers over the rows of an image, then their mean."""
 
-    def __init__(self, width: int = 48) -> None:
+    def __init__(self, width: int = 48, depth: int = 2) -> None:
         super().__init__()
         self.embed = nn.Linear(28, width)
         self.places = nn.Parameter(0.02 * torch.randn(28, width))
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.1, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.head = nn.Linear(width, CLASSES)
 
     @override
@@ -108,7 +108,8 @@ def optimizer(net: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=RATE, momentum=0.9)
 
 
-NETWORKS = {
+# Steps of 15 to 50 ms, so that what a step costs beside the arithmetic shows.
+SMALL = {
     "mlp": Problem(lambda: MLP(784, CLASSES, hidden=(1024, 1024))),
     "cnn": Problem(lambda: SmallCNN(1, CLASSES), channels_last=True),
     "wide_resnet": Problem(
@@ -116,6 +117,19 @@ NETWORKS = {
     ),
     "lstm": Problem(LSTM),
     "transformer": Problem(Transformer),
-    # Too small for anything to pay: shows what a step costs in microseconds.
-    "tiny_mlp": Problem(lambda: MLP(64, CLASSES), shape=(64,)),
 }
+# Sizes that people train: steps of 60 to 800 ms.
+LARGE = {
+    "mlp_large": Problem(lambda: MLP(784, CLASSES, hidden=(2048, 2048))),
+    "cnn_large": Problem(
+        lambda: SmallCNN(3, CLASSES, width=32), shape=(3, 32, 32), channels_last=True
+    ),
+    "wide_resnet_large": Problem(
+        lambda: WideResNet(16, 2), shape=(3, 32, 32), channels_last=True
+    ),
+    "lstm_large": Problem(lambda: LSTM(256)),
+    "transformer_large": Problem(lambda: Transformer(128, 4)),
+}
+# Too small for anything to pay: shows what a step costs in microseconds.
+TINY = {"tiny_mlp": Problem(lambda: MLP(64, CLASSES), shape=(64,))}
+NETWORKS = SMALL | LARGE | TINY

@@ -10,7 +10,7 @@ from lightning_is.experiments.bench import hopeless
 from lightning_is.experiments.bench.effort import Effort, Row
 from lightning_is.experiments.bench.limit import limit
 from lightning_is.experiments.bench.memory import HISTORY, SAMPLING, memory
-from lightning_is.experiments.bench.networks import NETWORKS
+from lightning_is.experiments.bench.networks import LARGE, NETWORKS, SMALL
 from lightning_is.experiments.bench.overhead import overhead
 from lightning_is.experiments.bench.passes import SOURCES, passes
 from lightning_is.experiments.bench.stages import (
@@ -77,7 +77,7 @@ class Benchmark:
         return ""
 
 
-SANE = tuple(name for name in NETWORKS if name != "tiny_mlp")
+SANE = (*SMALL, *LARGE)
 BENCHMARKS: dict[str, Benchmark] = {
     "overhead": Benchmark(
         overhead,
@@ -112,7 +112,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "share": Benchmark(
         share,
-        SANE,
+        tuple(SMALL),
         "The stages of sampling in an open step on 256 of 1024",
         {"stages / open step": Bound(most=0.02)},
     ),
