@@ -119,7 +119,6 @@ class Engine:
         if not (self._trainer.training and self._is_active()) or batch is None:
             self.times.pause()  # validation is not waiting
             return self._moving.original(batch, device, dataloader_idx)
-        self.times.arrive()
         begun, weights, index = self._watch.mark(), None, None
         target = device or self._trainer.strategy.root_device
         if self._feed is not None:

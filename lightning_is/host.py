@@ -109,9 +109,10 @@ def loader_batch_size(trainer: Trainer) -> int | None:
 
 
 def loads_ahead(trainer: Trainer) -> bool:
-    """Whether the training loader works while a step runs."""
-    loader = trainer.train_dataloader
-    return isinstance(loader, DataLoader) and loader.num_workers > 0
+    """Whether batches are loaded while the device works: by workers, or ahead of it."""
+    loader, device = trainer.train_dataloader, trainer.strategy.root_device
+    has_workers = isinstance(loader, DataLoader) and loader.num_workers > 0
+    return has_workers or device.type == "cuda"
 
 
 def epochs(trainer: Trainer) -> float:

@@ -97,13 +97,8 @@ class Timekeeper:
 
     def __init__(self, watch: Stopwatch) -> None:
         self._watch, self.overlaps = watch, False
-        self._left: float | None = None  # when the last step was over, on the host
-        self._wait: float | None = None
+        self._left: Mark | None = None  # when the last step was over
         self._under_way: deque[_Run] = deque()
-
-    def arrive(self) -> None:
-        """Note that a batch has arrived."""
-        self._wait = None if self._left is None else time.perf_counter() - self._left
 
     def finish(
         self,
@@ -116,18 +111,18 @@ class Timekeeper:
 
         Args:
             sizes: Examples loaded, and trained on.
-            begun: When it began.
+            begun: When its batch had arrived.
             scoring: When scoring began and ended.
             parts: Steps that share what was loaded and scored.
         """
-        if self._wait is not None:
+        if self._left is not None:
             over = self._watch.mark()
-            run = _Run(*sizes, self._wait, begun, scoring, over, parts)
+            run = _Run(*sizes, self._left, begun, scoring, over, parts)
             self._under_way.append(run)
 
     def leave(self) -> None:
         """Note that nothing of the step is left to be done; the next one may come."""
-        self._left = time.perf_counter()
+        self._left = self._watch.mark()
 
     def pause(self) -> None:
         """Note that the next batch comes after something else than a step."""
@@ -141,7 +136,8 @@ class Timekeeper:
         whole = seconds(run.begun, run.over)
         score = 0.0 if run.scoring is None else seconds(*run.scoring)
         parts = 1 if run.scoring is None else run.parts
-        times = run.wait / parts, score / parts, whole - score
+        wait = seconds(run.left, run.begun)  # on CUDA, while the device was idle
+        times = wait / parts, score / parts, whole - score
         return Timing(run.loaded // parts, run.trained, *times, self.overlaps)
 
 
@@ -150,7 +146,7 @@ class _Run(NamedTuple):
 
     loaded: int
     trained: int
-    wait: float
+    left: Mark
     begun: Mark
     scoring: tuple[Mark, Mark] | None
     over: Mark

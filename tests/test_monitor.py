@@ -4,8 +4,9 @@ import time
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_is import monitor
+from lightning_is import host, monitor
 from lightning_is.monitor import Readback, Stopwatch, Timekeeper
 
 CPU = torch.device("cpu")
@@ -94,7 +95,6 @@ def test_steps_that_share_a_presample_share_the_time_it_took(monkeypatch, parts)
     times.leave()
     for _ in range(3):
         clock.now += 2.0  # loading
-        times.arrive()
         begun = clock.now
         clock.now += 4.0  # scoring
         scored = begun, clock.now
@@ -114,6 +114,40 @@ def test_a_batch_that_comes_after_a_pause_is_not_timed(monkeypatch):
     for _ in range(5):
         times.leave()
         times.pause()
-        times.arrive()
         times.finish((8, 8), clock.now, None)
     assert times.collect() is None
+
+
+@pytest.mark.parametrize(("loading", "idle"), [(2.0, 0.0), (7.0, 2.0)])
+def test_loading_behind_a_busy_device_is_no_waiting(monkeypatch, loading, idle):
+    """The host hands a step of 5 seconds over in none, and loads the next batch."""
+    clock, busy_until = Ticking(), 0.0
+    monkeypatch.setattr(monitor, "time", clock)
+    # A mark is the moment the device gets there.
+    monkeypatch.setattr(Stopwatch, "mark", lambda self: max(clock.now, busy_until))
+    watch = Stopwatch(CPU)
+    times = Timekeeper(watch)
+    found = None
+    for _ in range(6):
+        clock.now += loading
+        begun = watch.mark()
+        busy_until = begun + 5.0
+        times.finish((8, 8), begun, None)
+        times.leave()
+        found = times.collect() or found
+    assert (found.wait, found.step) == (idle, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "ahead"),
+    [("cpu", 0, False), ("cpu", 1, True), ("cuda", 0, True)],
+)
+def test_batches_come_ahead_by_workers_or_behind_a_device(
+    kit, monkeypatch, device, workers, ahead
+):
+    trainer = kit.trainer()
+    loader = DataLoader(TensorDataset(torch.zeros(4, 1)), num_workers=workers)
+    monkeypatch.setattr(type(trainer), "train_dataloader", loader)
+    placed = torch.device(device)
+    monkeypatch.setattr(type(trainer.strategy), "root_device", placed)
+    assert host.loads_ahead(trainer) == ahead
