@@ -58,8 +58,8 @@ class Feed:
         self._progress = progress
         self._user_loader: DataLoader[Any] | None = None
         self._made: IndexedLoader | None = None
-        self._index: Tensor | None = None  # of the scores that are on their way
-        self._readback = Readback()
+        # Apart from one another, as no float holds every index.
+        self._indices, self._scores = Readback(), Readback()
         self.score: ScoreBatch | None = None
         self._processing = Shadow(trainer.strategy, "process_dataloader", self._process)
 
@@ -147,16 +147,16 @@ class Feed:
             scores: Unweighted, of shape ``(n,)``, on the device.
         """
         if self._trainer.world_size > 1:
-            # Apart from one another: no float holds every index.
             trainer, device = self._trainer, self._trainer.strategy.root_device
-            index = host.gathered(trainer, index.to(device)).flatten().cpu()
+            index = index.to(device, non_blocking=True)
+            index = host.gathered(trainer, index).flatten()
             scores = host.gathered(trainer, scores.detach().float()).flatten()
-        self._index = index
-        self._readback.push(scores)
+        self._indices.push(index)
+        self._scores.push(scores)
 
     def settle(self) -> None:
         """Hand over what was sent, once it has arrived."""
-        index, scores = self._index, self._readback.pop()
+        index, scores = self._indices.pop(), self._scores.pop()
         if index is None or scores is None:
             return
         if host.scales_gradients(self._trainer):
