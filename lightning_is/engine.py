@@ -241,8 +241,9 @@ class Engine:
     def metrics(self) -> dict[str, float | Tensor]:
         """Describe the step that just ended; waits for the device."""
         self.ledger.settle()
+        found: dict[str, float | Tensor] = {**self.ledger.skips.metrics()}
         if self._step is None or self.ledger.last is None:
-            return {}
-        found = self._step.metrics(self.ledger.last, self._watch)
+            return found
+        found |= self._step.metrics(self.ledger.last, self._watch)
         found |= self._gate.metrics() | self._drawer.scoring.metrics()
         return found if self._feed is None else {**found, **self._feed.source.metrics()}

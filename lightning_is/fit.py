@@ -65,7 +65,8 @@ class Fit:
         source = self._state.source = self._source_of(trainer)
         if source is not None:
             share = self._share_of(trainer)
-            self.feed = Feed(trainer, source, self._state, share)
+            forgives = self._settings.forgives
+            self.feed = Feed(trainer, source, self._state, share, forgives=forgives)
 
     def _source_of(self, trainer: Trainer) -> IndexSource | None:
         """Return the source: the callback's own, or that of our data module."""

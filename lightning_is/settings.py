@@ -25,6 +25,7 @@ ExampleLosses = Callable[[LightningModule, Any], Tensor]
 IndexFunction = Callable[[Any, Tensor | None], Any]
 WhenClosed = Literal["all", "subset"]
 ScorePrecision = Literal["bf16", "fp16"]
+BadScores = Literal["skip", "raise"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,6 +49,7 @@ class Settings:
     scale_factor: float
     score_precision: ScorePrecision | None = None
     proxy: LightningModule | None = None
+    bad_scores: BadScores = "skip"
 
     def __post_init__(self) -> None:
         size = 1 if self.batch_size is None else self.batch_size
@@ -80,6 +82,11 @@ class Settings:
             raise ValueError(
                 '`score_precision` must be "bf16", "fp16" or None, got '
                 f"{self.score_precision!r}. None scores in the Trainer's precision."
+            )
+        if self.bad_scores not in ("skip", "raise"):
+            raise ValueError(
+                f'`bad_scores` must be "skip" or "raise", got {self.bad_scores!r}. '
+                '"skip" goes on without the scores of such a step.'
             )
         if self.index_fn is not None and self.scale_factor < 1:
             raise ValueError(
@@ -178,6 +185,11 @@ class Settings:
         return [name for name, is_used in used.items() if is_used]
 
     @property
+    def forgives(self) -> bool:
+        """Whether steps whose scores are not finite are skipped."""
+        return self.bad_scores == "skip"
+
+    @property
     def score_dtype(self) -> torch.dtype | None:
         """What is computed in while scoring; None leaves that to the Trainer."""
         return None if self.score_precision is None else _DTYPES[self.score_precision]
@@ -218,6 +230,7 @@ class Progress:
         draws: Made so far.
         batches: Seen so far.
         pending: Steps since the gate was last told of any.
+        skipped: Whose scores were not finite.
 
     Raises:
         ValueError: If ``seed`` is negative.
@@ -227,6 +240,7 @@ class Progress:
     draws: int = 0
     batches: int = 0
     pending: int = 0
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         if self.seed < 0:

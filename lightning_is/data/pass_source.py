@@ -150,7 +150,9 @@ class PassSource(IndexSource):
     def _rescore(self, loading: Loading) -> None:
         wanted = max(1, round(self.rescore_share * loading.examples))
         chosen = self._scores.topk(wanted).indices.sort().values
-        self.observe(chosen, loading.rescore(chosen))
+        scores = loading.rescore(chosen)
+        known = scores != torch.inf
+        self.observe(chosen[known], scores[known])
 
     @override
     def observe(self, indices: Int[Tensor, " k"], scores: Float[Tensor, " k"]) -> None:

@@ -25,13 +25,14 @@ def moments(
         selection: Draws them.
 
     Returns:
-        ``n``, the sums of the scores and of their squares, and the number of scores at
-        fault; then each size and the noise of its draw times ``n`` squared.
+        ``n``, the sums of the scores and of their squares, the number of scores at
+        fault, and 0 for those forgiven; then each size and the noise of its draw times
+        ``n`` squared.
     """
     wide = precise(scores)
     # Filled, not copied: a copy from the host would wait for the device.
     packed = [wide.new_full((), float(len(scores))), wide.sum(), wide.square().sum()]
-    packed.append(faults(scores).sum().to(wide))
+    packed += [faults(scores).sum().to(wide), wide.new_zeros(())]
     for size, counts in draws:
         packed.append(wide.new_full((), float(size)))
         noise = selection.noise(wide, counts) * len(scores) ** 2
@@ -42,11 +43,26 @@ def moments(
     return torch.stack(packed)
 
 
-def only_faults(scores: Float[Tensor, " n"], sizes: int) -> Float[Tensor, " k"]:
-    """Pack the number of scores at fault alone, as long as `moments` of some sizes."""
-    packed = precise(scores).new_zeros(4 + 2 * sizes)
-    packed[3] = faults(scores).sum()
+def only_faults(
+    scores: Float[Tensor, " n"], sizes: int, *, forgiving: bool = False
+) -> Float[Tensor, " k"]:
+    """Pack the number of scores at fault alone, as long as `moments` of some sizes.
+
+    Args:
+        scores: One per example, of shape ``(n,)``.
+        sizes: How many.
+        forgiving: Count those that are not finite as forgiven, the negative as faults.
+    """
+    packed = no_moments(sizes, scores.device)
+    bad = faults(scores)
+    finite = torch.isfinite(scores) if forgiving else torch.ones_like(bad)
+    packed[3], packed[4] = (bad & finite).sum(), (bad & ~finite).sum()
     return packed
+
+
+def no_moments(sizes: int, device: torch.device) -> Float[Tensor, " k"]:
+    """Pack that there were no scores, as long as `moments` of some sizes."""
+    return precise(torch.zeros(5 + 2 * sizes, device=device))
 
 
 def evidence(
@@ -70,7 +86,7 @@ def evidence(
         >>> evidence(packed.tolist(), 4, 1).tau
         2.0
     """
-    n, total, squares, _, *rest = packed
+    n, total, squares, _, _, *rest = packed
     if n == 0:
         return None
     tau = (n * squares) ** 0.5 / total if total > 0 else 1.0
