@@ -79,7 +79,8 @@ class ImportanceSamplingCallback(FitHooks):
             counts steps, or time where ``max_time`` alone ends the run.
 
     Raises:
-        ValueError: If an argument is out of range, or nothing chooses what to train on.
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If one is out of range, or nothing chooses what to train on.
 
     Example:
         >>> callback = ImportanceSamplingCallback(batch_size=32)

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_is.arguments import check_acceptance, check_kinds
 from lightning_is.data.batch import batch_size, take
 from lightning_is.data.source import IndexSource
 from lightning_is.sampling.efficiency import AdaptiveSize, EfficiencyGate
@@ -35,6 +36,7 @@ class Settings:
     """The arguments of `ImportanceSamplingCallback`, which explains them.
 
     Raises:
+        TypeError: If one is of the wrong kind.
         ValueError: If one is out of range.
     """
 
@@ -52,16 +54,12 @@ class Settings:
     bad_scores: BadScores = "skip"
 
     def __post_init__(self) -> None:
+        check_kinds(vars(self))
         size = 1 if self.batch_size is None else self.batch_size
         if not isinstance(size, int) or size is True or size < 1:
             raise ValueError(
                 f"`batch_size` must be a whole number of at least 1, got "
                 f"{self.batch_size!r}. A quarter of the loader's is a good start."
-            )
-        if not isinstance(self.scorer, Scorer):
-            raise ValueError(
-                "`scorer` must have the methods of `lightning_is.scoring.Scorer`, got "
-                f"{self.scorer!r}. Pass `UpperBound()` or `Loss()`."
             )
         if self.when_closed not in ("all", "subset"):
             raise ValueError(
@@ -104,8 +102,10 @@ class Settings:
         """Refuse parts, as the user gave them, that do not go together.
 
         Raises:
+            TypeError: If one is no such part.
             ValueError: If so.
         """
+        check_kinds({"gate": gate, "source": source, "acceptance": acceptance})
         nobody = self.batch_size is None and source is None and acceptance is None
         sizes = nobody if gate is None else gate.chooses_size  # by the default gate
         draws = self.batch_size is not None or acceptance is not None or sizes
@@ -145,24 +145,7 @@ class Settings:
                 "`scorer=UpperBound()` or `Loss()`."
             )
         if acceptance is not None:
-            self._check_acceptance(source)
-
-    def _check_acceptance(self, source: IndexSource | None) -> None:
-        if source is not None:
-            raise ValueError(
-                "`acceptance` loads as many shuffled batches as it takes, got a "
-                "`source` as well, which would not be told of their scores. Drop one."
-            )
-        if self.batch_size is not None:
-            raise ValueError(
-                "`acceptance` fills batches as large as the loader's, got batch_size="
-                f"{self.batch_size}. Drop it, and load batches of that size."
-            )
-        if self.index_fn is not None:
-            raise ValueError(
-                "`acceptance` puts examples of several batches together by itself, got "
-                "an `index_fn` for batches only you can take apart. Drop one of them."
-            )
+            check_acceptance(source, self.batch_size, self.index_fn)
 
     def default_gate(
         self, source: IndexSource | None, acceptance: LossPercentile | None
@@ -233,7 +216,8 @@ class Progress:
         skipped: Whose scores were not finite.
 
     Raises:
-        ValueError: If ``seed`` is negative.
+        TypeError: If ``seed`` is no whole number.
+        ValueError: If it is negative.
     """
 
     seed: int
@@ -243,6 +227,7 @@ class Progress:
     skipped: int = 0
 
     def __post_init__(self) -> None:
+        check_kinds({"seed": self.seed})
         if self.seed < 0:
             raise ValueError(
                 f"`seed` must be at least 0, got {self.seed}. Any other number does."

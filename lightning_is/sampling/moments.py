@@ -10,6 +10,8 @@ from lightning_is.sampling.gate import Evidence
 from lightning_is.sampling.numerics import faults, precise
 from lightning_is.sampling.scheme import Selection
 
+_POWER = 0.4  # of the largest number: squared, over a small chance, still a number
+
 
 def moments(
     scores: Float[Tensor, " n"],
@@ -19,7 +21,8 @@ def moments(
     """Pack what the scores of one presample show, so that ranks can add theirs up.
 
     Args:
-        scores: One per example, of shape ``(n,)``.
+        scores: One per example, of shape ``(n,)``; what exceeds every float32 by far
+            is cut, so that no square overflows.
         draws: Of each size, in ``[1, n]``, how often every example is drawn on average;
             in several batches together, if that comes to as many times the size.
         selection: Draws them.
@@ -30,6 +33,7 @@ def moments(
         ``n`` squared.
     """
     wide = precise(scores)
+    wide = wide.clamp(max=torch.finfo(wide.dtype).max ** _POWER)
     # Filled, not copied: a copy from the host would wait for the device.
     packed = [wide.new_full((), float(len(scores))), wide.sum(), wide.square().sum()]
     packed += [faults(scores).sum().to(wide), wide.new_zeros(())]
@@ -89,7 +93,8 @@ def evidence(
     n, total, squares, _, _, *rest = packed
     if n == 0:
         return None
-    tau = (n * squares) ** 0.5 / total if total > 0 else 1.0
+    # Squares may vanish where sums do not, and rounding pass either bound.
+    tau = min(max((n * squares) ** 0.5 / total, 1.0), n**0.5) if total > 0 else 1.0
     gains = tuple(
         n / drawn * squares / (squares + noise) if squares > 0 else 1.0
         for drawn, noise in zip(rest[::2], rest[1::2], strict=True)
