@@ -118,6 +118,7 @@ class Engine:
         """Move a batch to the device and, in training, draw from it."""
         if not (self._trainer.training and self._is_active()) or batch is None:
             self.times.pause()  # validation is not waiting
+            self._step = None  # nothing was drawn from it
             return self._moving.original(batch, device, dataloader_idx)
         self.times.arrive()
         begun, weights, index = self._watch.mark(), None, None
@@ -201,7 +202,7 @@ class Engine:
     def _run_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's step under the weights of its batch, or watch it."""
         step = self._step
-        if step is None or self._tap is None or not self._is_active():
+        if step is None or self._tap is None:
             return self._stepping.original(*args, **kwargs)
         wanted = self._feed is not None or self.ledger.will_be_due()
         with self._drawer.training(step, self._tap, watched=wanted):

@@ -186,7 +186,8 @@ class ScoringPass:
         context = runner.traceless(update_statistics=update_statistics)
         with context, precision or nullcontext():  # within that of the Trainer
             try:
-                return settings.scorer.score(step, tap, examples)
+                found = settings.scorer.score(step, tap, examples)
+                return found.check(examples, self._module.device)
             except NoLossError:
                 return None
 

@@ -186,10 +186,18 @@ class Settings:
 
         Raises:
             TypeError: If that function does not count.
-            ValueError: If there is none and the parts of the batch disagree.
+            ValueError: If the parts of the batch disagree, or it is empty.
         """
-        if self.index_fn is None:
-            return batch_size(batch)
+        size = batch_size(batch) if self.index_fn is None else self._counted(batch)
+        if size < 1:
+            raise ValueError(
+                f"A batch must hold at least one example, got {size}. Leave empty ones "
+                "out where they are collated."
+            )
+        return size
+
+    def _counted(self, batch: Any) -> int:
+        assert self.index_fn is not None  # noqa: S101  or nobody would ask
         size = self.index_fn(batch, None)
         if not isinstance(size, int):
             raise TypeError(
