@@ -21,6 +21,7 @@ from lightning_is.sampling.passes import Shuffled
 from lightning_is.sampling.percentile import LossPercentile
 from lightning_is.scoring import ScoreMode, Scorer, UpperBound
 from lightning_is.settings import (
+    BadScores,
     ExampleLosses,
     Head,
     IndexFunction,
@@ -68,6 +69,9 @@ class ImportanceSamplingCallback(FitHooks):
         proxy: Score by the step of another module, smaller or an average of this one,
             which somebody else updates; statistics as below 1. Every hundredth draw
             checks these three: with a warning, full scores replace what does not pay.
+        bad_scores: Where scores are NaN or infinite, ``"skip"`` draws uniformly, tells
+            gate and source nothing of it, counts it in ``is/skipped`` and warns once;
+            ``"raise"`` stops the run.
         seed: Of the draws, at least 0; they never touch the global random states.
 
     Attributes:
@@ -75,7 +79,8 @@ class ImportanceSamplingCallback(FitHooks):
             counts steps, or time where ``max_time`` alone ends the run.
 
     Raises:
-        ValueError: If an argument is out of range, or nothing chooses what to train on.
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If one is out of range, or nothing chooses what to train on.
 
     Example:
         >>> callback = ImportanceSamplingCallback(batch_size=32)
@@ -100,6 +105,7 @@ class ImportanceSamplingCallback(FitHooks):
         scale_factor: float = 1.0,
         score_precision: ScorePrecision | None = None,
         proxy: LightningModule | None = None,
+        bad_scores: BadScores = "skip",
         seed: int = 0,
     ) -> None:
         settings = Settings(
@@ -114,6 +120,7 @@ class ImportanceSamplingCallback(FitHooks):
             scale_factor=scale_factor,
             score_precision=score_precision,
             proxy=proxy,
+            bad_scores=bad_scores,
         )
         settings.check_parts(gate, source, acceptance, plan)
         if acceptance is not None:
@@ -135,6 +142,7 @@ class ImportanceSamplingCallback(FitHooks):
         per_sample_loss: ExampleLosses | None = None,
         index_fn: IndexFunction | None = None,
         score_mode: ScoreMode = "eval",
+        bad_scores: BadScores = "skip",
         seed: int = 0,
     ) -> "ImportanceSamplingCallback":
         """Build Algorithm 1 of Katharopoulos & Fleuret (ICML 2018), to the letter.
@@ -162,6 +170,7 @@ class ImportanceSamplingCallback(FitHooks):
             per_sample_loss=per_sample_loss,
             index_fn=index_fn,
             score_mode=score_mode,
+            bad_scores=bad_scores,
             seed=seed,
         )
 

@@ -98,10 +98,11 @@ class OversamplingDataModule(LightningDataModule):
                 f"presample_size={presample_size} and keep={keep}. Pass one of them: "
                 "`keep=0.6` loads six of ten examples in a pass."
             )
-        if presample_size is not None and presample_size < 1:
+        whole = isinstance(presample_size, int | None)
+        if not whole or (presample_size is not None and presample_size < 1):
             raise ValueError(
-                f"`presample_size` must be at least 1, got {presample_size}. The paper "
-                "presamples 3 to 5 times the batch size."
+                "`presample_size` must be a whole number of at least 1, got "
+                f"{presample_size!r}. The paper presamples 3 to 5 times the batch size."
             )
         self.datamodule = datamodule
         if score_every != 1 and presample_size is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_is import host
 from lightning_is.monitor import Stopwatch
 from lightning_is.runner import StepRunner
+from lightning_is.sampling.numerics import even_unless_finite
 from lightning_is.sampling.randomness import draw_generator
 from lightning_is.sampling.selection import without_replacement
 from lightning_is.scoring.tap import HeadTap
@@ -107,7 +108,7 @@ class Drawer:
         self.scoring.check(tap, batch, scored, wanted)
         plan, before = self._settings.plan, step.weights
         scores = scored.scores if before is None else scored.scores * before
-        counts = plan.expected_counts(scores, wanted * self.parts)
+        counts = self._expected_counts(scores, wanted * self.parts)
         generator = self.generator()
         drawn = plan.pick(counts, wanted * self.parts, generator=generator)
         weights = drawn.weights * self._rescaling(size, wanted)
@@ -120,6 +121,20 @@ class Drawer:
         found = self._shared_out(step, batch, drawn.indices, weights, generator)
         step.scoring = (start, self._watch.mark())
         return found
+
+    def must_skip(self, scores: Tensor) -> bool:
+        """Whether scores are of no use, and that is forgiven; waits for the device."""
+        return self._settings.forgives and not bool(torch.isfinite(scores).all())
+
+    def _expected_counts(self, scores: Tensor, wanted: int) -> Tensor:
+        """Return the plan's; even ones where scores are not finite, if that may be."""
+        plan = self._settings.plan
+        if not self._settings.forgives:
+            return plan.expected_counts(scores, wanted)
+        kept, finite = even_unless_finite(scores)
+        counts = plan.expected_counts(kept, wanted)
+        # A plan may rank even scores by their position.
+        return torch.where(finite, counts, wanted / len(scores))
 
     def _shared_out(
         self,

@@ -118,6 +118,7 @@ class Engine:
         """Move a batch to the device and, in training, draw from it."""
         if not (self._trainer.training and self._is_active()) or batch is None:
             self.times.pause()  # validation is not waiting
+            self._step = None  # nothing was drawn from it
             return self._moving.original(batch, device, dataloader_idx)
         begun, weights, index = self._watch.mark(), None, None
         target = device or self._trainer.strategy.root_device
@@ -200,7 +201,7 @@ class Engine:
     def _run_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's step under the weights of its batch, or watch it."""
         step = self._step
-        if step is None or self._tap is None or not self._is_active():
+        if step is None or self._tap is None:
             return self._stepping.original(*args, **kwargs)
         wanted = self._feed is not None or self.ledger.will_be_due()
         with self._drawer.training(step, self._tap, watched=wanted):
@@ -240,8 +241,9 @@ class Engine:
     def metrics(self) -> dict[str, float | Tensor]:
         """Describe the step that just ended; waits for the device."""
         self.ledger.settle()
+        found: dict[str, float | Tensor] = {**self.ledger.skips.metrics()}
         if self._step is None or self.ledger.last is None:
-            return {}
-        found = self._step.metrics(self.ledger.last, self._watch)
+            return found
+        found |= self._step.metrics(self.ledger.last, self._watch)
         found |= self._gate.metrics() | self._drawer.scoring.metrics()
         return found if self._feed is None else {**found, **self._feed.source.metrics()}

@@ -25,6 +25,7 @@ from lightning_is.data.loader import IndexedLoader, indexed, rebuilt
 from lightning_is.data.source import IndexSource, Loading
 from lightning_is.datamodule import plain_parts
 from lightning_is.monitor import Readback
+from lightning_is.sampling.numerics import check_scores
 from lightning_is.sampling.passes import Pass
 from lightning_is.scoring.context import random_states_kept
 from lightning_is.shadow import Shadow
@@ -45,6 +46,7 @@ class Feed:
         source: Chooses.
         state: Has the seed of the source's draws.
         progress: Returns the share of the run that is over.
+        forgives: Whether scores that are not finite are left out.
     """
 
     def __init__(
@@ -53,7 +55,10 @@ class Feed:
         source: IndexSource,
         state: State,
         progress: Callable[[], float],
+        *,
+        forgives: bool = False,
     ) -> None:
+        self._forgives = forgives
         self._trainer, self.source, self._state = trainer, source, state
         self._progress = progress
         self._user_loader: DataLoader[Any] | None = None
@@ -159,13 +164,22 @@ class Feed:
         index, scores = self._indices.pop(), self._scores.pop()
         if index is None or scores is None:
             return
-        if host.scales_gradients(self._trainer):
+        if self._forgives or host.scales_gradients(self._trainer):
             seen = torch.isfinite(scores)  # a step that overflowed tells nothing
             index, scores = index[seen], scores[seen]
         self.source.observe(index, scores)
 
     def _rescore(self, positions: Tensor) -> Tensor:
-        """Score the examples at some positions afresh; ranks share the work."""
+        """Score the examples at some positions afresh; infinite where that fails."""
+        scores = self._shared_scores(positions)
+        if not self._forgives:
+            check_scores(scores)  # or an infinite one would pass for one never seen
+            return scores
+        overflowed = ~torch.isfinite(scores)
+        return torch.where(overflowed, torch.inf, scores)
+
+    def _shared_scores(self, positions: Tensor) -> Tensor:
+        """Score the examples at some positions; ranks share the work."""
         self.settle()  # or an older score would come to lie over a fresh one
         trainer, user, score = self._trainer, self._user_loader, self.score
         assert user is not None and score is not None  # noqa: S101, PT018  the fit is on

@@ -1,6 +1,7 @@
 """One fit after the other: its feed, from the setup on, and its engine."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, final, runtime_checkable
 
 from lightning.pytorch import LightningModule, Trainer
@@ -44,6 +45,7 @@ class Fit:
         self._settings, self._state, self._owner = settings, state, owner
         self._adopted: IndexSource | None = None  # of a data module
         self._module: OversamplingDataModule | None = None
+        self._trainer: Trainer | None = None  # whose fit is on
         self.engine: Engine | None = None
         self.feed: Feed | None = None
 
@@ -60,12 +62,23 @@ class Fit:
         return given or accepts or self._state.gate.chooses_size
 
     def set_up(self, trainer: Trainer) -> None:
-        """Put the source behind the loader, before the Trainer asks for it."""
+        """Put the source behind the loader, before the Trainer asks for it.
+
+        Raises:
+            RuntimeError: If the fit of another Trainer is on.
+        """
+        if self._trainer not in (None, trainer):
+            raise RuntimeError(
+                "A callback serves one Trainer at a time, got a second one while the "
+                "first is fitting. Make one ImportanceSamplingCallback for each."
+            )
         self.close()
+        self._trainer = trainer
         source = self._state.source = self._source_of(trainer)
         if source is not None:
             share = self._share_of(trainer)
-            self.feed = Feed(trainer, source, self._state, share)
+            forgives = self._settings.forgives
+            self.feed = Feed(trainer, source, self._state, share, forgives=forgives)
 
     def _source_of(self, trainer: Trainer) -> IndexSource | None:
         """Return the source: the callback's own, or that of our data module."""
@@ -137,7 +150,9 @@ class Fit:
         if host.logs_now(trainer):
             for name, value in self.engine.metrics().items():
                 shown = name == "is/tau"
-                module.log(name, value, prog_bar=shown, on_step=True, batch_size=1)
+                # Not `module.log`: the user's own may take other arguments.
+                log = partial(LightningModule.log, module, name, value)
+                log(prog_bar=shown, on_step=True, batch_size=1)
         self.engine.times.leave()
 
     def settle(self) -> None:
@@ -148,9 +163,15 @@ class Fit:
         if self.engine is not None:
             self.engine.settle(self._state)
 
+    def leave(self, trainer: Trainer) -> None:
+        """Close what is open for a Trainer; the fit of another one goes on."""
+        if self._trainer in (None, trainer):
+            self.close()
+
     def close(self) -> None:
         """Leave strategy and module as they were, and list what waits."""
         self._close_engine()
+        self._trainer = None
         if self.feed is not None:
             self.feed.close()
             self._state.under_way = self.feed.under_way()

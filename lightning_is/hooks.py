@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from lightning_is import host
 from lightning_is.fit import Fit
+from lightning_is.refusals import refuse_several
 from lightning_is.state import State
 
 
@@ -20,6 +21,7 @@ class FitHooks(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the source behind the loader, before the Trainer asks for it."""
         if stage == "fit":
+            refuse_several(trainer, FitHooks)
             self._fit.set_up(trainer)
 
     @override
@@ -62,13 +64,13 @@ class FitHooks(Callback):
         self, trainer: Trainer, pl_module: LightningModule, stage: str
     ) -> None:
         """Leave the strategy and the module as they were."""
-        self._fit.close()
+        self._fit.leave(trainer)
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._fit.close()
+        self._fit.leave(trainer)
 
     @override
     def state_dict(self) -> dict[str, Any]:

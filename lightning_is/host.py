@@ -189,13 +189,17 @@ def loss_of(output: Any) -> Tensor | None:
     Raises:
         TypeError: If it is something else.
     """
-    loss = output["loss"] if isinstance(output, Mapping) else output
-    if not (loss is None or isinstance(loss, Tensor)):
-        raise TypeError(
-            "`training_step` must return the loss as a tensor, in a mapping under "
-            f"'loss', or None, got {type(loss).__name__}."
-        )
-    return loss
+    loss, got = output, type(output).__name__
+    if isinstance(output, Mapping):
+        loss, got = output.get("loss"), f"a mapping with the keys {sorted(output)}"
+    if output is None:
+        return None
+    if isinstance(loss, Tensor):
+        return loss
+    raise TypeError(
+        "`training_step` must return the loss as a tensor, in a mapping under 'loss', "
+        f"or None, got {got}. Return `loss`, or `{{'loss': loss, ...}}`."
+    )
 
 
 def reported_loss(trainer: Trainer, outputs: Any) -> Tensor | None:

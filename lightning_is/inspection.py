@@ -1,8 +1,10 @@
 """Inspecting the batches of a fit: the first one whole, some later ones again."""
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, final
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
@@ -42,7 +44,12 @@ class Inspector:
         """
         head = self._settings.head
         heads = None if head is None else resolve_heads(self._module, head)
-        prepared = prepare(self._trial(batch, size), heads, self._settings.scorer)
+        trial = self._trial(batch, size)
+        try:
+            prepared = prepare(trial, heads, self._settings.scorer)
+        except Exception as problem:
+            _refuse_whole_only(trial, size, problem)
+            raise
         if prepared is None:
             return None
         self._runner.settle()
@@ -70,6 +77,32 @@ class Inspector:
             examples=part,
             parts=min(2, size // part),
         )
+
+
+def _refuse_whole_only(trial: Trial, size: int, problem: Exception) -> None:
+    """Explain a step that runs on a batch as it was loaded, and on no part of it.
+
+    Raises:
+        RuntimeError: If that is what it does.
+    """
+    whole = replace(trial, examples=size, take=lambda batch, _: batch)
+    if _runs(trial) or not _runs(whole):
+        return
+    raise RuntimeError(
+        "A step must run on a part of its batch, got one that runs on all of "
+        f"{size} examples and not on {trial.examples}: {problem} Load batches with one "
+        "row per example in every part, do not fix their size in the step, or pass "
+        "`index_fn=`, which counts and picks examples."
+    ) from problem
+
+
+def _runs(trial: Trial) -> bool:
+    try:
+        with torch.no_grad():
+            trial.run()
+    except Exception:
+        return False
+    return True
 
 
 def resolve_heads(module: LightningModule, head: Head) -> list[nn.Module]:

@@ -12,10 +12,18 @@ from lightning_is import host
 from lightning_is.monitor import Readback, sent
 from lightning_is.sampling.costs import Timing
 from lightning_is.sampling.gate import Evidence, Gate, Sizes
-from lightning_is.sampling.moments import evidence, moments, only_faults
-from lightning_is.sampling.numerics import check_scores
+from lightning_is.sampling.moments import (
+    evidence,
+    moments,
+    no_moments,
+    only_faults,
+)
+from lightning_is.sampling.numerics import check_scores, even_unless_finite
 from lightning_is.settings import Progress, Settings
+from lightning_is.skips import Skips
 from lightning_is.step import Step
+
+_MOST = 1000  # timings to keep for a gate that is told of nothing
 
 
 @final
@@ -33,6 +41,7 @@ class Ledger:
         last: The evidence last handed over.
         largest: Examples of the largest batch of this fit.
         batches: Batches of this fit.
+        skips: Counts steps whose scores are not finite.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class Ledger:
         self.largest = 0
         self.batches = 0
         self._timings: list[Timing] = []  # since the gate was last told
+        self.skips = Skips(settings, counts)
 
     def note(self, size: int) -> None:
         """Take in the size of a batch that arrived."""
@@ -74,11 +84,24 @@ class Ledger:
         due = self._counts.pending + 1 >= self._gate.interval
         return due or host.may_log(self._trainer)
 
-    def prospect(self, scores: Tensor) -> Tensor:
-        """Return the moments of a step, for a draw of every candidate size."""
-        if host.scales_gradients(self._trainer):
-            usable = torch.isfinite(scores).all()  # the scaler skips this step
-            scores = torch.where(usable, scores, 0.0)
+    def prospect(self, scores: Tensor, *, overflows: bool = False) -> Tensor:
+        """Return the moments of a step, for a draw of every candidate size.
+
+        Args:
+            scores: Of the step.
+            overflows: Whether they come from a backward pass that may overflow by
+                design: then they are no fault, and no evidence.
+        """
+        if not (overflows or self._settings.forgives):
+            return self._moments(scores)
+        kept, finite = even_unless_finite(scores)
+        packed = self._moments(kept)
+        instead = no_moments(self._sizes, scores.device)
+        if not overflows:
+            instead = only_faults(scores, self._sizes, forgiving=True)
+        return torch.where(finite, packed, instead)
+
+    def _moments(self, scores: Tensor) -> Tensor:
         presample, plan = max(self.presample_size, 1), self._settings.plan
         probs, draws = plan.distribution(scores), []
         for size in self._candidates(presample):
@@ -93,11 +116,21 @@ class Ledger:
         scores = step.counting
         if scores is None:
             return None
+        chosen = step.is_sampled or step.drawn_from is not None
+        overflows = host.scales_gradients(self._trainer) and not chosen
         if due:
-            return self.prospect(scores)
-        if step.drawn_from is None or scores.device.type == "cpu":
+            return self.prospect(scores, overflows=overflows)
+        forgives = self._settings.forgives
+        if overflows or not (chosen or forgives):
             return None
-        return only_faults(scores, len(self._candidates(max(self.presample_size, 1))))
+        if scores.device.type == "cpu" and bool(torch.isfinite(scores).all()):
+            return None  # looking there is free
+        return only_faults(scores, self._sizes, forgiving=forgives)
+
+    @property
+    def _sizes(self) -> int:
+        """How many sizes the gate wants to know of."""
+        return len(self._candidates(max(self.presample_size, 1)))
 
     def send(
         self, packed: Tensor | None, scores: Tensor | None, timing: Timing | None
@@ -134,8 +167,7 @@ class Ledger:
         """Add up over the ranks what each of them has."""
         if packed is None:
             device = self._trainer.strategy.root_device
-            size = 4 + 2 * len(self._candidates(max(self.presample_size, 1)))
-            packed = torch.zeros(size, dtype=torch.float64, device=device)
+            packed = no_moments(self._sizes, device)
         # The size as well: ranks must not disagree on when a step pays.
         times = [0.0] * 7 if timing is None else [1.0, *astuple(timing)]
         share = 1 / self._trainer.world_size
@@ -162,7 +194,7 @@ class Ledger:
                 whole = round(loaded), round(trained)
                 timing = Timing(*whole, wait, score, step, overlaps > 0)
                 self._timings.append(timing)
-        faults = packed[3]
+        faults, forgiven = packed[3:5]
         if faults > 0:
             if self._scores is not None:
                 check_scores(self._scores)
@@ -172,7 +204,10 @@ class Ledger:
             )
         sizes, wanted = self._candidates(size), self._wanted(size)
         found = evidence(packed, size, wanted, sizes.index(wanted))
-        if found is not None:
+        if forgiven > 0:
+            self.skips.add(forgiven)
+            del self._timings[:-_MOST]
+        elif found is not None:
             self.last = replace(
                 found,
                 presample_size=size

@@ -18,7 +18,7 @@ from lightning_is.scoring.discovery import (
     kept_tensors,
     traced_outputs,
 )
-from lightning_is.scoring.layout import head_inputs, moved_as
+from lightning_is.scoring.layout import alike, head_inputs, moved_as
 from lightning_is.scoring.scorer import Scorer, Step
 from lightning_is.scoring.tap import HeadTap, rows_per_example
 from lightning_is.scoring.upper_bound import UpperBound, refuse_silence
@@ -75,8 +75,8 @@ class Trial:
         """
         batch = self._take(0, order)
         examples = self.examples if order is None else len(order)
+        step = Step(lambda b: self.losses(b).cpu(), batch, self.module, self.take)
         with self.context():
-            step = Step(lambda b: self.losses(b).cpu(), batch, self.module, self.take)
             return scorer.score(step, tap, examples).scores
 
     def refuse_hidden_state(self) -> None:
@@ -91,7 +91,7 @@ class Trial:
                 changed = changed_tensors(before, self.module)
                 if not changed:
                     return
-        if not torch.allclose(losses[0], losses[1], rtol=1e-5, atol=0):
+        if not alike(losses[0], losses[1], rtol=1e-5, atol=0):
             raise RuntimeError(
                 "Each batch must be computed on its own, got a step whose loss depends "
                 f"on the tensors it kept from the last one: {', '.join(changed)}. "
@@ -171,14 +171,13 @@ class Trial:
 
     def _reorders(self, tap: HeadTap, scorer: Scorer, order: Tensor) -> bool:
         scores, reordered = self.scores(tap, scorer), self.scores(tap, scorer, order)
-        return torch.allclose(reordered, scores[order], rtol=1e-3, atol=1e-6)
+        return alike(reordered, scores[order], rtol=1e-3, atol=1e-6)
 
     def is_summed(self, tap: HeadTap) -> bool:
         """Whether the loss is a sum over the examples; warns if it couples them.
 
-        The score of an example must not depend on who else is in the batch, but for
-        the factor that a sum has. Where a step draws random numbers nothing can be
-        said.
+        A score must not depend on who else is in the batch, but for the factor that a
+        sum has. Where a step draws random numbers nothing can be said.
         """
         with self.context():
             coupled = any(m.training for m in self.module.modules() if is_norm(m))
@@ -210,7 +209,8 @@ class Trial:
         examples = self.examples if order is None else len(order)
         with self.context():
             torch.rand(skip)  # moves the random stream, which the context restores
-            return UpperBound().score(lambda: self.step(batch), tap, examples).scores
+            scored = UpperBound().score(lambda: self.step(batch), tap, examples)
+        return scored.scores.nan_to_num(0, 0, 0)  # nothing is known of those
 
 
 def prepare(

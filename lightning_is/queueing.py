@@ -62,6 +62,9 @@ class Queue:
                 step.examples = size
                 return batch
             losses.append(scored.scores)
+            if self._drawer.must_skip(scored.scores):
+                step.drawn_from, step.examples = torch.cat(losses), size
+                return batch
             stuck = len(losses) == _MOST_BATCHES
             self._accept(batch, scored.scores, everyone=stuck)
             if self._count() >= wanted:

@@ -1,11 +1,26 @@
 """Refusing a loader that leaves nothing to draw from, or not what a gate needs."""
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from lightning_is import host
 from lightning_is.sampling.gate import Gate
 from lightning_is.settings import Settings
+
+
+def refuse_several(trainer: Trainer, kind: type[Callback]) -> None:
+    """Refuse a Trainer with more than one callback of a kind, which would draw twice.
+
+    Raises:
+        RuntimeError: If it has; Lightning itself looks at its first list alone.
+    """
+    several = [c for c in host.callbacks(trainer) if isinstance(c, kind)]
+    if len(several) > 1:
+        raise RuntimeError(
+            "One ImportanceSamplingCallback draws the batches of a Trainer, got "
+            f"{len(several)} in `trainer.callbacks`. Keep one, and give it what the "
+            "others were given: a source, an acceptance or a gate."
+        )
 
 
 def check_loader(trainer: Trainer, gate: Gate, settings: Settings) -> None:

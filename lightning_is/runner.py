@@ -60,21 +60,41 @@ class StepRunner:
             NoLossError: If it returns none.
             RuntimeError: If it begins to write to the tensors of the batch.
         """
-        return self._guarded(self._step, batch)
+        loss: Tensor = self._guarded(self._step, batch)
+        return loss
 
     def losses(self, batch: Any) -> Tensor:
-        """Return what to score by: the same, or the user's own per-example losses."""
+        """Return what to score by: the same, or the user's own per-example losses.
+
+        Raises:
+            ValueError: If those are not one per example.
+        """
         own = self._settings.per_sample_loss
         if own is None:
             return self.loss(batch)
-        return self._guarded(lambda data: own(self.module, data), batch)
+        found = self._guarded(lambda data: own(self.module, data), batch)
+        return self._checked(found, self._settings.count(batch))
+
+    def _checked(self, found: Any, examples: int) -> Tensor:
+        """Refuse what is not one loss per example of the user's own function."""
+        got = f"a {type(found).__name__}"
+        if isinstance(found, Tensor):
+            got = f"{found.dtype} of shape {tuple(found.shape)} on {found.device}"
+            fits = found.shape == (examples,) and found.is_floating_point()
+            if fits and found.device == self.module.device:
+                return found
+        raise ValueError(
+            "`per_sample_loss` must return one loss per example, floating numbers of "
+            f"shape ({examples},) on {self.module.device}, got {got}. Average over all "
+            'dimensions but the first: `reduction="none"`, then `.flatten(1).mean(1)`.'
+        )
 
     def settle(self) -> None:
         """Take what was seen of the step so far as all that it does."""
         self.context.settle()
         self._is_settled = True
 
-    def _guarded(self, run: Callable[[Any], Tensor], batch: Any) -> Tensor:
+    def _guarded(self, run: Callable[[Any], Any], batch: Any) -> Any:
         """Run a step on a batch that is still needed afterwards."""
         if self._settings.index_fn is not None:  # a structure only the user knows
             return run(batch)

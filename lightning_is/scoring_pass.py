@@ -14,6 +14,7 @@ from lightning_is.fidelity import Checks, Fidelity, inflation, rank_correlation
 from lightning_is.inspection import Inspector
 from lightning_is.monitor import Stopwatch
 from lightning_is.runner import NoLossError, StepRunner
+from lightning_is.sampling.numerics import even_unless_finite
 from lightning_is.scoring.scaling import shrunk
 from lightning_is.scoring.scorer import Scored, Step
 from lightning_is.scoring.tap import HeadTap
@@ -133,12 +134,15 @@ class ScoringPass:
     ) -> None:
         """Compare scores, and the seconds that each kind took, over all ranks."""
         plan = self._settings.plan
+        (cheap, one), (full, other) = map(even_unless_finite, (cheap, full))
         noisier = inflation(cheap, full, plan, wanted, parts)
-        rows = [rank_correlation(cheap, full), noisier]
-        rows += [rows[1].new_tensor(value) for value in seconds]
+        rows = [one & other, rank_correlation(cheap, full), noisier]
+        rows += [noisier.new_tensor(value) for value in seconds]
         packed = torch.stack([row.to(full.device, torch.float64) for row in rows])
         shared = self._trainer.strategy.reduce(packed, reduce_op="mean")
-        correlation, inflated, less, more = torch.as_tensor(shared).tolist()
+        usable, correlation, inflated, less, more = torch.as_tensor(shared).tolist()
+        if usable < 1:
+            return  # on some rank there was nothing to compare
         # A step on those drawn runs them forth and back.
         rest = 3 * more * wanted / len(full) + 1e-9
         fidelity.judge(correlation, inflated, (more + rest) / (less + rest))
@@ -182,7 +186,8 @@ class ScoringPass:
         context = runner.traceless(update_statistics=update_statistics)
         with context, precision or nullcontext():  # within that of the Trainer
             try:
-                return settings.scorer.score(step, tap, examples)
+                found = settings.scorer.score(step, tap, examples)
+                return found.check(examples, self._module.device)
             except NoLossError:
                 return None
 

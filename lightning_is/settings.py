@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_is.arguments import check_acceptance, check_kinds
 from lightning_is.data.batch import batch_size, take
 from lightning_is.data.source import IndexSource
 from lightning_is.sampling.efficiency import AdaptiveSize, EfficiencyGate
@@ -25,6 +26,7 @@ ExampleLosses = Callable[[LightningModule, Any], Tensor]
 IndexFunction = Callable[[Any, Tensor | None], Any]
 WhenClosed = Literal["all", "subset"]
 ScorePrecision = Literal["bf16", "fp16"]
+BadScores = Literal["skip", "raise"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,6 +36,7 @@ class Settings:
     """The arguments of `ImportanceSamplingCallback`, which explains them.
 
     Raises:
+        TypeError: If one is of the wrong kind.
         ValueError: If one is out of range.
     """
 
@@ -48,18 +51,15 @@ class Settings:
     scale_factor: float
     score_precision: ScorePrecision | None = None
     proxy: LightningModule | None = None
+    bad_scores: BadScores = "skip"
 
     def __post_init__(self) -> None:
+        check_kinds(vars(self))
         size = 1 if self.batch_size is None else self.batch_size
         if not isinstance(size, int) or size is True or size < 1:
             raise ValueError(
                 f"`batch_size` must be a whole number of at least 1, got "
                 f"{self.batch_size!r}. A quarter of the loader's is a good start."
-            )
-        if not isinstance(self.scorer, Scorer):
-            raise ValueError(
-                "`scorer` must have the methods of `lightning_is.scoring.Scorer`, got "
-                f"{self.scorer!r}. Pass `UpperBound()` or `Loss()`."
             )
         if self.when_closed not in ("all", "subset"):
             raise ValueError(
@@ -81,6 +81,11 @@ class Settings:
                 '`score_precision` must be "bf16", "fp16" or None, got '
                 f"{self.score_precision!r}. None scores in the Trainer's precision."
             )
+        if self.bad_scores not in ("skip", "raise"):
+            raise ValueError(
+                f'`bad_scores` must be "skip" or "raise", got {self.bad_scores!r}. '
+                '"skip" goes on without the scores of such a step.'
+            )
         if self.index_fn is not None and self.scale_factor < 1:
             raise ValueError(
                 "`scale_factor` looks for images in the batch by itself, got an "
@@ -97,8 +102,10 @@ class Settings:
         """Refuse parts, as the user gave them, that do not go together.
 
         Raises:
+            TypeError: If one is no such part.
             ValueError: If so.
         """
+        check_kinds({"gate": gate, "source": source, "acceptance": acceptance})
         nobody = self.batch_size is None and source is None and acceptance is None
         sizes = nobody if gate is None else gate.chooses_size  # by the default gate
         draws = self.batch_size is not None or acceptance is not None or sizes
@@ -138,24 +145,7 @@ class Settings:
                 "`scorer=UpperBound()` or `Loss()`."
             )
         if acceptance is not None:
-            self._check_acceptance(source)
-
-    def _check_acceptance(self, source: IndexSource | None) -> None:
-        if source is not None:
-            raise ValueError(
-                "`acceptance` loads as many shuffled batches as it takes, got a "
-                "`source` as well, which would not be told of their scores. Drop one."
-            )
-        if self.batch_size is not None:
-            raise ValueError(
-                "`acceptance` fills batches as large as the loader's, got batch_size="
-                f"{self.batch_size}. Drop it, and load batches of that size."
-            )
-        if self.index_fn is not None:
-            raise ValueError(
-                "`acceptance` puts examples of several batches together by itself, got "
-                "an `index_fn` for batches only you can take apart. Drop one of them."
-            )
+            check_acceptance(source, self.batch_size, self.index_fn)
 
     def default_gate(
         self, source: IndexSource | None, acceptance: LossPercentile | None
@@ -178,6 +168,11 @@ class Settings:
         return [name for name, is_used in used.items() if is_used]
 
     @property
+    def forgives(self) -> bool:
+        """Whether steps whose scores are not finite are skipped."""
+        return self.bad_scores == "skip"
+
+    @property
     def score_dtype(self) -> torch.dtype | None:
         """What is computed in while scoring; None leaves that to the Trainer."""
         return None if self.score_precision is None else _DTYPES[self.score_precision]
@@ -191,10 +186,18 @@ class Settings:
 
         Raises:
             TypeError: If that function does not count.
-            ValueError: If there is none and the parts of the batch disagree.
+            ValueError: If the parts of the batch disagree, or it is empty.
         """
-        if self.index_fn is None:
-            return batch_size(batch)
+        size = batch_size(batch) if self.index_fn is None else self._counted(batch)
+        if size < 1:
+            raise ValueError(
+                f"A batch must hold at least one example, got {size}. Leave empty ones "
+                "out where they are collated."
+            )
+        return size
+
+    def _counted(self, batch: Any) -> int:
+        assert self.index_fn is not None  # noqa: S101  or nobody would ask
         size = self.index_fn(batch, None)
         if not isinstance(size, int):
             raise TypeError(
@@ -218,17 +221,21 @@ class Progress:
         draws: Made so far.
         batches: Seen so far.
         pending: Steps since the gate was last told of any.
+        skipped: Whose scores were not finite.
 
     Raises:
-        ValueError: If ``seed`` is negative.
+        TypeError: If ``seed`` is no whole number.
+        ValueError: If it is negative.
     """
 
     seed: int
     draws: int = 0
     batches: int = 0
     pending: int = 0
+    skipped: int = 0
 
     def __post_init__(self) -> None:
+        check_kinds({"seed": self.seed})
         if self.seed < 0:
             raise ValueError(
                 f"`seed` must be at least 0, got {self.seed}. Any other number does."

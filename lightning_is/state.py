@@ -44,6 +44,7 @@ class State:
             "draws": self.draws.draws,
             "batches": self.draws.batches,
             "pending": self.draws.pending,
+            "skipped": self.draws.skipped,
             "gate": self.gate.state_dict(),
             "checks": self.checks.state_dict(),
         }
@@ -77,9 +78,10 @@ class State:
                 )
         self.gate.load_state_dict(state["gate"])
         self.draws.seed, self.draws.draws = state["seed"], state["draws"]
-        # Versions 1 and 2 did not keep them all.
+        # Older checkpoints do not have them all.
         self.draws.batches = state.get("batches", 0)
         self.draws.pending = state.get("pending", 0)
+        self.draws.skipped = state.get("skipped", 0)
         if "checks" in state:
             self.checks.load_state_dict(state["checks"])
         if self.source is not None:

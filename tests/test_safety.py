@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_is import ImportanceSamplingCallback, OversamplingDataModule
-from lightning_is.sampling import AlwaysOpen, NeverOpen
+from lightning_is.sampling import AlwaysOpen, NeverOpen, Warmup
 from lightning_is.scoring import Loss
 
 
@@ -370,14 +370,19 @@ def test_every_precision_trains_in_both_phases(kit, precision):
 
 
 def test_an_overflow_under_a_gradient_scaler_is_no_evidence(kit):
-    """Scaled by 1e38 the first backward passes overflow; the scaler backs off."""
+    """Scaled by 1e38 two backward passes overflow; then the scaler has backed off."""
     from lightning.pytorch.plugins import MixedPrecision
 
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2**-30)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2**-60)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
-    sampling = ImportanceSamplingCallback(4, gate=NeverOpen())
+    gate = Warmup(100)
+    steps, observe = [], gate.observe
+    gate.observe = lambda evidence: steps.append(evidence.steps) or observe(evidence)
+    sampling = ImportanceSamplingCallback(4, gate=gate)
     trainer = fit(kit, kit.Classifier(kit.mlp()), sampling=sampling, plugins=plugin)
-    assert float(trainer.callback_metrics["is/tau"]) >= 1
+    assert steps == [3, 1]
+    assert float(trainer.callback_metrics["is/tau"]) > 1.01
+    assert float(trainer.callback_metrics["is/skipped"]) == 0
 
 
 def test_an_empty_training_loader_is_refused(kit):

@@ -98,7 +98,8 @@ def batch_size(batch: Any) -> int:
             dataclasses. Scalars do not count.
 
     Raises:
-        TypeError: If the batch holds an object of an unknown kind.
+        TypeError: If the batch holds an object of an unknown kind, or a nested or
+            sparse tensor.
         ValueError: If nothing in it has a leading dimension, or the leading sizes
             differ.
 
@@ -108,7 +109,7 @@ def batch_size(batch: Any) -> int:
         4
     """
     sizes: list[int] = []
-    _walk(batch, lambda rows: sizes.append(len(rows)))
+    _walk(batch, lambda rows: sizes.append(_length(rows)))
     if len(set(sizes)) != 1:
         raise ValueError(
             "All parts of a batch must have one row per example, got leading sizes "
@@ -116,6 +117,18 @@ def batch_size(batch: Any) -> int:
             "`index_fn=`, which counts and picks examples."
         )
     return sizes[0]
+
+
+def _length(rows: Any) -> int:
+    """Count rows; refuse a tensor of whose rows some cannot be picked."""
+    if _is_tensor(rows) and (rows.is_nested or rows.layout != torch.strided):
+        kind = "nested" if rows.is_nested else str(rows.layout)
+        raise TypeError(
+            "Tensors of a batch must be dense, with one row per example to pick from, "
+            f"got a {kind} one. Pad the examples, or pass `index_fn=`, which counts "
+            "and picks them."
+        )
+    return len(rows)
 
 
 def leaves(batch: Any) -> list[Any]:

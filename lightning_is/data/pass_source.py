@@ -37,6 +37,7 @@ class PassSource(IndexSource):
         end: Share of the run until which they do, in ``(start, 1]``.
 
     Raises:
+        TypeError: If ``scheme`` is none.
         ValueError: If an argument is out of range.
 
     Example:
@@ -58,6 +59,10 @@ class PassSource(IndexSource):
         start: float = 0.0,
         end: float = 1.0,
     ) -> None:
+        if isinstance(scheme, type) or not callable(scheme):
+            raise TypeError(
+                f"`scheme` must draw passes, got {scheme!r}. Pass `Prioritized()`, say."
+            )
         _at_least("warm_passes", warm_passes, 0)
         _at_least("redraw_every", redraw_every, 1)
         _at_least("rescore_every", rescore_every, 1)
@@ -150,7 +155,9 @@ class PassSource(IndexSource):
     def _rescore(self, loading: Loading) -> None:
         wanted = max(1, round(self.rescore_share * loading.examples))
         chosen = self._scores.topk(wanted).indices.sort().values
-        self.observe(chosen, loading.rescore(chosen))
+        scores = loading.rescore(chosen)
+        known = scores != torch.inf
+        self.observe(chosen[known], scores[known])
 
     @override
     def observe(self, indices: Int[Tensor, " k"], scores: Float[Tensor, " k"]) -> None:

@@ -24,7 +24,8 @@ class Loading:
         seed: Of the draws.
         progress: Returns the share of the run that is over, in ``[0, 1]``.
         rescore: Scores the examples at some positions by a forward pass of the network
-            over them, and returns these scores, of shape ``(k,)``, on the CPU.
+            over them, and returns these scores, of shape ``(k,)``, on the CPU; infinite
+            where there is none.
         rank: Of this process.
         world_size: Number of processes.
     """

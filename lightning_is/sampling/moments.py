@@ -10,6 +10,8 @@ from lightning_is.sampling.gate import Evidence
 from lightning_is.sampling.numerics import faults, precise
 from lightning_is.sampling.scheme import Selection
 
+_POWER = 0.4  # of the largest number: squared, over a small chance, still a number
+
 
 def moments(
     scores: Float[Tensor, " n"],
@@ -19,19 +21,22 @@ def moments(
     """Pack what the scores of one presample show, so that ranks can add theirs up.
 
     Args:
-        scores: One per example, of shape ``(n,)``.
+        scores: One per example, of shape ``(n,)``; what exceeds every float32 by far
+            is cut, so that no square overflows.
         draws: Of each size, in ``[1, n]``, how often every example is drawn on average;
             in several batches together, if that comes to as many times the size.
         selection: Draws them.
 
     Returns:
-        ``n``, the sums of the scores and of their squares, and the number of scores at
-        fault; then each size and the noise of its draw times ``n`` squared.
+        ``n``, the sums of the scores and of their squares, the number of scores at
+        fault, and 0 for those forgiven; then each size and the noise of its draw times
+        ``n`` squared.
     """
     wide = precise(scores)
+    wide = wide.clamp(max=torch.finfo(wide.dtype).max ** _POWER)
     # Filled, not copied: a copy from the host would wait for the device.
     packed = [wide.new_full((), float(len(scores))), wide.sum(), wide.square().sum()]
-    packed.append(faults(scores).sum().to(wide))
+    packed += [faults(scores).sum().to(wide), wide.new_zeros(())]
     for size, counts in draws:
         packed.append(wide.new_full((), float(size)))
         noise = selection.noise(wide, counts) * len(scores) ** 2
@@ -42,11 +47,26 @@ def moments(
     return torch.stack(packed)
 
 
-def only_faults(scores: Float[Tensor, " n"], sizes: int) -> Float[Tensor, " k"]:
-    """Pack the number of scores at fault alone, as long as `moments` of some sizes."""
-    packed = precise(scores).new_zeros(4 + 2 * sizes)
-    packed[3] = faults(scores).sum()
+def only_faults(
+    scores: Float[Tensor, " n"], sizes: int, *, forgiving: bool = False
+) -> Float[Tensor, " k"]:
+    """Pack the number of scores at fault alone, as long as `moments` of some sizes.
+
+    Args:
+        scores: One per example, of shape ``(n,)``.
+        sizes: How many.
+        forgiving: Count those that are not finite as forgiven, the negative as faults.
+    """
+    packed = no_moments(sizes, scores.device)
+    bad = faults(scores)
+    finite = torch.isfinite(scores) if forgiving else torch.ones_like(bad)
+    packed[3], packed[4] = (bad & finite).sum(), (bad & ~finite).sum()
     return packed
+
+
+def no_moments(sizes: int, device: torch.device) -> Float[Tensor, " k"]:
+    """Pack that there were no scores, as long as `moments` of some sizes."""
+    return precise(torch.zeros(5 + 2 * sizes, device=device))
 
 
 def evidence(
@@ -70,10 +90,11 @@ def evidence(
         >>> evidence(packed.tolist(), 4, 1).tau
         2.0
     """
-    n, total, squares, _, *rest = packed
+    n, total, squares, _, _, *rest = packed
     if n == 0:
         return None
-    tau = (n * squares) ** 0.5 / total if total > 0 else 1.0
+    # Squares may vanish where sums do not, and rounding pass either bound.
+    tau = min(max((n * squares) ** 0.5 / total, 1.0), n**0.5) if total > 0 else 1.0
     gains = tuple(
         n / drawn * squares / (squares + noise) if squares > 0 else 1.0
         for drawn, noise in zip(rest[::2], rest[1::2], strict=True)

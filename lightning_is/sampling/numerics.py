@@ -29,6 +29,28 @@ def faults(scores: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
     return ~(torch.isfinite(scores) & (scores >= 0))
 
 
+def even_unless_finite(
+    scores: Float[Tensor, " B"],
+) -> tuple[Float[Tensor, " B"], Bool[Tensor, ""]]:
+    """Return scores to go on with: as they are if all are finite, otherwise all 1.
+
+    Nothing is known of the order of a presample in which overflow or NaN was seen; even
+    scores make its draw uniform, whatever the device, without waiting for it.
+
+    Args:
+        scores: One score per candidate, of shape ``(B,)``.
+
+    Returns:
+        Scores of shape ``(B,)``, and whether they are those given.
+
+    Example:
+        >>> even_unless_finite(torch.tensor([3.0, float("nan")]))
+        (tensor([1., 1.]), tensor(False))
+    """
+    finite = torch.isfinite(scores).all()
+    return torch.where(finite, scores, torch.ones_like(scores)), finite
+
+
 def check_scores(scores: Float[Tensor, " B"]) -> None:
     """Refuse scores that are NaN, infinite or negative. Waits for the device.
 

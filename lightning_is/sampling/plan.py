@@ -36,6 +36,9 @@ class ImportancePlan:
         selection: Probabilities to drawn positions.
         weights: Drawn positions to weights.
 
+    Raises:
+        TypeError: If one of them is none of its kind.
+
     Example:
         >>> import torch
         >>> plan = ImportancePlan()
@@ -47,6 +50,11 @@ class ImportancePlan:
     distribution: Distribution = field(default_factory=Mixed)
     selection: Selection = systematic
     weights: Weights = field(default_factory=PowerWeights)
+
+    def __post_init__(self) -> None:
+        _check("distribution", self.distribution, Distribution, "Mixed(share=0.1)")
+        _check("selection", self.selection, Selection, "systematic")
+        _check("weights", self.weights, Weights, "PowerWeights()")
 
     def draw(
         self,
@@ -88,3 +96,12 @@ class ImportancePlan:
         """Return the batch-size multiplier that `effective_batch` predicts."""
         probs = self.distribution(scores)
         return effective_batch(scores, probs, batch_size, self.selection)
+
+
+def _check(name: str, part: object, kind: type, such: str) -> None:
+    if isinstance(part, type) or not isinstance(part, kind):
+        got = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
+        raise TypeError(
+            f"`{name}` of a plan must be a {kind.__name__}, got {got}. Pass `{such}`, "
+            "say."
+        )

@@ -148,7 +148,7 @@ def bypassing_parameters(
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-7)
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-7, equal_nan=True)
 
 
 def kept_tensors(module: nn.Module) -> dict[str, list[tuple[Tensor, int]]]:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -46,6 +47,21 @@ class Scored(NamedTuple):
 
     scores: Float[Tensor, " n"]
     loss: Float[Tensor, ""]
+
+    def check(self, examples: int, device: torch.device) -> "Scored":
+        """Refuse scores that are not one per example; return what is fine.
+
+        Raises:
+            ValueError: If there are others.
+        """
+        shape, place = tuple(self.scores.shape), self.scores.device
+        if shape == (examples,) and place == device:
+            return self
+        raise ValueError(
+            f"A scorer must return one score per example, of shape ({examples},) on "
+            f"{device}, got shape {shape} on {place}. Reduce all dimensions but the "
+            "first, and leave the scores where the module is."
+        )
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_is.sampling.distributions import Mixed, Proportional
-from lightning_is.sampling.moments import evidence, moments, only_faults
+from lightning_is.sampling.moments import evidence, moments, no_moments, only_faults
 from lightning_is.sampling.numerics import tau
 from lightning_is.sampling.plan import ImportancePlan
 from lightning_is.sampling.selection import multinomial, without_replacement
@@ -77,26 +77,26 @@ def test_scores_that_are_all_zero_show_no_gain():
 
 
 def test_no_scores_are_no_evidence():
-    assert evidence([0.0] * 6, 4, 2) is None
+    assert evidence(no_moments(1, torch.device("cpu")).tolist(), 4, 2) is None
 
 
 def test_a_rank_without_scores_changes_nothing():
     packed = packed_moments(lognormal(16, 0), 4, ImportancePlan())
-    assert evidence((packed + torch.zeros(6)).tolist(), 16, 4) == evidence(
+    nothing = no_moments(1, torch.device("cpu"))
+    assert evidence((packed + nothing).tolist(), 16, 4) == evidence(
         packed.tolist(), 16, 4
     )
 
 
 def test_moments_count_examples_draws_and_sums():
     packed = packed_moments(torch.tensor([1.0, 2.0, 0.0]), 2, ImportancePlan()).tolist()
-    assert packed[:5] == [3.0, 3.0, 5.0, 0.0, 2.0]
+    assert packed[:6] == [3.0, 3.0, 5.0, 0.0, 0.0, 2.0]
 
 
 def test_moments_wait_for_no_device_and_count_the_faults():
     """On an accelerator a fault does not raise; it is counted for a later report."""
-    assert packed_moments(torch.ones(6, device="meta"), 2, ImportancePlan()).shape == (
-        6,
-    )
+    shape = packed_moments(torch.ones(6, device="meta"), 2, ImportancePlan()).shape
+    assert shape == (7,)
 
     class Elsewhere(torch.Tensor):
         device = property(lambda _: torch.device("cuda"))
@@ -123,7 +123,9 @@ def test_every_candidate_size_has_a_gain_of_its_own():
 def test_what_tells_of_faults_alone_is_no_evidence_and_fits_the_moments():
     scores, plan = torch.tensor([1.0, 2.0, 0.0]), ImportancePlan()
     whole = moments(scores, [(1, scores / 3), (2, scores)], plan.selection)
-    faulty = only_faults(torch.tensor([float("nan"), 1.0, -1.0]), sizes=2)
-    assert faulty.tolist() == [0, 0, 0, 2, 0, 0, 0, 0]
-    assert whole.shape == faulty.shape
-    assert evidence(faulty.tolist(), 3, 1) is None
+    bad = torch.tensor([float("nan"), 1.0, -1.0, -float("inf")])
+    for forgiving, counted in ((False, [3, 0]), (True, [1, 2])):
+        faulty = only_faults(bad, sizes=2, forgiving=forgiving)
+        assert faulty.tolist() == [0, 0, 0, *counted, 0, 0, 0, 0]
+        assert whole.shape == faulty.shape
+        assert evidence(faulty.tolist(), 3, 1) is None
