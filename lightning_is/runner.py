@@ -11,6 +11,7 @@ from lightning_is import host
 from lightning_is.data.batch import rebuild, versions
 from lightning_is.scoring.context import TracelessContext
 from lightning_is.settings import Settings
+from lightning_is.strategies import least, run_within, shards
 
 
 class NoLossError(Exception):
@@ -29,6 +30,7 @@ class StepRunner:
     Attributes:
         module: As given.
         context: Keeps what the step would change.
+        device: That batches are on; a sharded module may be elsewhere.
     """
 
     def __init__(
@@ -37,9 +39,21 @@ class StepRunner:
         self._trainer, self.module, self._settings = trainer, module, settings
         self._writes = self._is_settled = False
         self._takes_batch_idx = host.takes_batch_idx(module)
+        self.device = trainer.strategy.root_device
         self.context = TracelessContext(
-            module, settings.score_mode, host.logging_modules(module)
+            *(module, settings.score_mode, host.logging_modules(module)),
+            device=self.device,
         )
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the strategy shares the module's parameters out among ranks."""
+        trainer = self._trainer
+        return shards(trainer) and self.module is trainer.lightning_module
+
+    def least(self, size: int) -> int:
+        """Return a size that all have, if ranks must do the same; waits for it then."""
+        return least(self._trainer, size)
 
     @contextmanager
     def traceless(
@@ -67,7 +81,7 @@ class StepRunner:
         own = self._settings.per_sample_loss
         if own is None:
             return self.loss(batch)
-        return self._guarded(lambda data: own(self.module, data), batch)
+        return self._guarded(lambda data: self._within(own, self.module, data), batch)
 
     def settle(self) -> None:
         """Take what was seen of the step so far as all that it does."""
@@ -94,10 +108,13 @@ class StepRunner:
         step = self.module.training_step
         if self._takes_batch_idx:
             # Lightning counts a batch once it has arrived.
-            output = step(batch, self._trainer.fit_loop.batch_idx + 1)
+            output = self._within(step, batch, self._trainer.fit_loop.batch_idx + 1)
         else:
-            output = step(batch)
+            output = self._within(step, batch)
         loss = host.loss_of(output)
         if loss is None:
             raise NoLossError
         return loss
+
+    def _within(self, run: Callable[..., Any], *args: Any) -> Any:
+        return run_within(self._trainer, self.module, run, *args)
