@@ -1,6 +1,7 @@
 """What changes where the Trainer's strategy shares the parameters out among ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from lightning.pytorch.strategies import (
 )
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from lightning_is.shadow import Shadow
 
@@ -71,8 +75,8 @@ def run_within(
     """Call a function that runs a module, with the parameters it needs at hand.
 
     FSDP gathers those of the outermost unit in the forward pass of its wrapper, so the
-    function takes the place of the module's own for once. It must not raise: the
-    wrapper would be left in the midst of a pass.
+    function takes the place of the module's own for once. If it raises, the wrapper is
+    left in the midst of a pass.
 
     Args:
         trainer: Runs the fit.
@@ -81,9 +85,22 @@ def run_within(
         *args: Of the function; FSDP brings them to its precision.
     """
     wrapper = trainer.strategy.model
-    wraps = isinstance(trainer.strategy, FSDPStrategy) and wrapper is not module
-    if not wraps or module is not trainer.lightning_module:
+    if not isinstance(trainer.strategy, FSDPStrategy):
         return run(*args)
+    if wrapper is None or module is not trainer.lightning_module:
+        return run(*args)
+    with _unwatched(wrapper) if not torch.is_grad_enabled() else nullcontext():
+        return (
+            run(*args)
+            if wrapper is module
+            else _as_forward(wrapper, module, run, *args)
+        )
+
+
+def _as_forward(
+    wrapper: nn.Module, module: nn.Module, run: Callable[..., Any], *args: Any
+) -> Any:
+    """Run a function as the forward pass of a wrapped module."""
 
     def inside(*given: Any) -> Any:
         forward.undo()  # which the function may call
@@ -91,7 +108,34 @@ def run_within(
 
     forward = Shadow(module, "forward", inside)
     try:
-        assert wrapper is not None  # noqa: S101  the fit is on
         return wrapper(*args)
     finally:
         forward.undo()
+
+
+@contextmanager
+def _unwatched(wrapper: nn.Module) -> Iterator[None]:
+    """Let no FSDP unit wait for a backward pass through what it returns.
+
+    Where a head is cut off under ``no_grad``, its output records a graph all the same,
+    and a unit that sees it would prepare its gradients for a whole backward pass: those
+    of earlier batches that accumulate would be lost. So the graph is out of its sight.
+    """
+    modes: list[bool] = []
+
+    def hide(*_: Any) -> None:
+        modes.append(torch.is_grad_enabled())
+        torch.set_grad_enabled(False)
+
+    def show(*_: Any) -> None:
+        torch.set_grad_enabled(modes.pop())
+
+    handles: list[RemovableHandle] = []
+    for unit in FullyShardedDataParallel.fsdp_modules(wrapper):
+        handles.append(unit.module.register_forward_hook(hide))
+        handles.append(unit.register_forward_hook(show))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
 from lightning_is.scoring.tap import HeadTap
@@ -167,6 +168,8 @@ def _parameters_behind(loss: Tensor) -> list[nn.Parameter]:
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
+    if isinstance(a, DTensor) and isinstance(b, DTensor):
+        a, b = a.to_local(), b.to_local()
     return torch.allclose(a, b, rtol=1e-3, atol=1e-7)
 
 
