@@ -32,7 +32,7 @@ class Inspector:
         self, module: LightningModule, settings: Settings, runner: StepRunner
     ) -> None:
         self._module, self._settings, self._runner = module, settings, runner
-        self.is_summed = False
+        self.is_summed, self._later = False, list(_CHECKED_AGAIN)
 
     def prepare(self, batch: Any, size: int) -> HeadTap | None:
         """Put a tap on the head; None if the step returned no loss this time.
@@ -52,7 +52,9 @@ class Inspector:
 
     def check_again(self, tap: HeadTap, batch: Any, size: int, number: int) -> None:
         """Look again, at a few of the batches, for parameters around the head."""
-        if number in _CHECKED_AGAIN:
+        due = bool(self._later) and number >= self._later[0]
+        if due and self._runner.is_first_of_step:
+            self._later.pop(0)
             with suppress(NoLossError):
                 self._trial(batch, size).refuse_bypass(tap)
 

@@ -51,6 +51,12 @@ class StepRunner:
         trainer = self._trainer
         return shards(trainer) and self.module is trainer.lightning_module
 
+    @property
+    def is_first_of_step(self) -> bool:
+        """Whether no gradients accumulate yet that FSDP would lose, run back again."""
+        arriving = self._trainer.fit_loop.batch_idx + 1
+        return arriving % self._trainer.accumulate_grad_batches == 0
+
     def least(self, size: int) -> int:
         """Return a size that all have, if ranks must do the same; waits for it then."""
         return least(self._trainer, size)
