@@ -201,30 +201,38 @@ class Penalised(Module):
         return super().training_step(batch, batch_idx) + 0.1 * weight.square().sum()
 
 
+def proxy():
+    torch.manual_seed(1)
+    return Module()
+
+
 CASES = {
     "open": lambda data: (opened(), data, {}),
     "accumulated": lambda data: (opened(), data, {"accumulate_grad_batches": 2}),
-    "own losses": lambda data: (opened(per_sample_loss=own_losses), data, {}),
     # Scored apart from the step, in the midst of what accumulates.
     "closed": lambda data: (
         ImportanceSamplingCallback(
             4, gate=NeverOpen(), per_sample_loss=own_losses, scorer=Loss()
         ),
         data,
-        {"max_epochs": 3, "accumulate_grad_batches": 3},
+        {"max_epochs": 3, "accumulate_grad_batches": 2},
     ),
     "two stages": lambda data: (
         opened(),
         OversamplingDataModule(data, keep=0.5),
-        {"max_epochs": 3},
+        {"max_epochs": 2},
     ),
     "source": lambda data: (
         ImportanceSamplingCallback(source=PassSource(Shuffled(), rescore_every=1)),
         data,
-        {"max_epochs": 3},
+        {"max_epochs": 2},
     ),
     "presampled": lambda data: (opened(12), OversamplingDataModule(data, 24), {}),
-    "cheap scores": lambda data: (opened(score_precision="bf16"), data, {}),
+    "cheap scores": lambda data: (
+        opened(score_precision="bf16", proxy=proxy()),
+        data,
+        {},
+    ),
 }
 FEW = ("ddp", "fsdp1 nested", "fsdp2 nested")
 
@@ -310,11 +318,11 @@ class Decisions(L.Callback):
 
 
 def test_ranks_with_very_different_data_never_disagree(kit):
-    """One alone would open the gate at once, the other hardly ever."""
+    """One alone would open the gate often, the other hardly ever."""
 
     def run(rank):
-        look, data = Decisions(), apart(kit, (0.01, 3.0), ([12] * 20, [12] * 20))
-        gate = TauGate(1.25, smoothing=0.5)
+        look, data = Decisions(), apart(kit, (0.01, 10.0), ([12] * 20, [12] * 20))
+        gate = TauGate(1.08, smoothing=0.5)
         sampling = ImportanceSamplingCallback(4, gate=gate)
         trainer = trained("ddp", sampling, data, look, max_epochs=10)
         assert len(look.taken) == 200
@@ -329,7 +337,7 @@ def test_ranks_with_very_different_data_never_disagree(kit):
 
 def test_the_mean_gradient_over_ranks_is_that_of_one_process(kit):
     """Each rank draws from its own examples, a few of which matter most by far."""
-    steps, scales = 400, (0.3, 3.0)
+    steps, scales = 250, (0.3, 3.0)
 
     class Same(Apart):
         def train_dataloader(self):
@@ -369,15 +377,9 @@ class Still(Module):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-UNEVEN = {
-    "first": ([12, 12, 12], [6, 12, 12]),
-    "last": ([12, 12, 12], [12, 12, 3]),
-}
-
-
-@pytest.mark.parametrize("sizes", UNEVEN.values(), ids=UNEVEN)
-def test_uneven_batches_do_not_hang(kit, sizes):
+def test_uneven_batches_do_not_hang(kit):
     """Ranks run as often however many examples they have; few are all trained on."""
+    sizes = [12, 12, 12], [6, 12, 3]
 
     def run(rank):
         found = {}
@@ -397,22 +399,21 @@ def test_uneven_batches_do_not_hang(kit, sizes):
             assert found[name][1] == [min(4, size) for size in own]
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2 nested"])
-def test_a_run_goes_on_where_its_checkpoint_ends(kit, name, tmp_path):
+def test_a_run_goes_on_where_its_checkpoint_ends(kit, tmp_path):
     """Under FSDP2 the state is loaded only after the fit has begun."""
 
     def run(rank):
         def fit(**settings):
             gate = TauGate(1.05, smoothing=0.8)
             sampling = ImportanceSamplingCallback(4, gate=gate)
-            trainer = trained(name, sampling, kit.loader(96), **settings)
+            trainer = trained("fsdp2 nested", sampling, kit.loader(96), **settings)
             return trainer, parameters(trainer), sampling
 
-        _, whole, sampling = fit(max_epochs=6)
-        first, _, _ = fit(max_epochs=3)
+        _, whole, sampling = fit(max_epochs=4)
+        first, _, _ = fit(max_epochs=2)
         first.save_checkpoint(tmp_path / "last.ckpt")
         path = str(tmp_path / "last.ckpt")
-        resumed, again, anew = fit(max_epochs=6, ckpt_path=path)
+        resumed, again, anew = fit(max_epochs=4, ckpt_path=path)
         assert resumed.global_step == 2 * first.global_step
         assert torch.equal(whole, again)
         states = sampling.state_dict(), anew.state_dict()
