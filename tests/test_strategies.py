@@ -94,7 +94,9 @@ class Counting(nn.Module):
 
 
 class Module(L.LightningModule):
-    """Shards itself under FSDP2, if asked to."""
+    """Shards its parts itself, if asked to."""
+
+    shard = staticmethod(fully_shard)
 
     def __init__(self, units=(), lr=0.1):
         super().__init__()
@@ -106,7 +108,7 @@ class Module(L.LightningModule):
 
     def configure_model(self):
         for name in self.units:
-            fully_shard(self.get_submodule(name))
+            self.set_submodule(name, self.shard(self.get_submodule(name)))
 
     def training_step(self, batch, batch_idx):
         x, y = batch
@@ -143,7 +145,10 @@ STRATEGIES = {  # name: strategy, units that a module shards itself
     "fsdp2 nested": (fsdp2, EACH),
 }
 SHARDED = list(STRATEGIES)[1:]
-OTHERS = {"tensor parallel": (lambda: fsdp2(1, 2), ())}
+OTHERS = {
+    "fsdp1 wrapped": (OnCPU, EACH),
+    "tensor parallel": (lambda: fsdp2(1, 2), ()),
+}
 
 
 def trained(name, sampling, data, *others, kind=Module, ckpt_path=None, **settings):
@@ -206,6 +211,18 @@ def proxy():
     return Module()
 
 
+class Wrapped(Module):
+    """Brings its parts to FSDP wrapped; then the strategy does not wrap the whole."""
+
+    def __init__(self, units):
+        super().__init__(EACH)
+
+    def shard(self, part):
+        return FullyShardedDataParallel(
+            part, device_id=torch.device("cpu"), use_orig_params=True
+        )
+
+
 CASES = {
     "open": lambda data: (opened(), data, {}),
     "accumulated": lambda data: (opened(), data, {"accumulate_grad_batches": 2}),
@@ -240,11 +257,14 @@ FEW = ("ddp", "fsdp1 nested", "fsdp2 nested")
 @pytest.mark.parametrize("case", CASES)
 def test_every_strategy_takes_the_same_steps(kit, case):
     names = tuple(STRATEGIES) if case == "open" else FEW
+    names = (*FEW, "fsdp1 wrapped") if case == "accumulated" else names
 
     def run(rank):
         found = {}
         for name in names:
             sampling, data, settings = CASES[case](kit.loader(96))
+            if name == "fsdp1 wrapped":
+                settings["kind"] = Wrapped
             trainer = trained(name, sampling, data, **settings)
             module, state = trainer.lightning_module, sampling.state_dict()
             found[name] = parameters(trainer), state["draws"], module.seen
