@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, final
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_is import host
@@ -28,7 +28,6 @@ class Drawer:
 
     Args:
         trainer: Runs the fit.
-        module: The user's module.
         settings: Of the callback.
         runner: Runs the user's step without a trace.
         state: Seed and number of draws, and checks of scores, updated in place.
@@ -42,17 +41,14 @@ class Drawer:
     def __init__(
         self,
         trainer: Trainer,
-        module: LightningModule,
         settings: Settings,
         runner: StepRunner,
         state: State,
         watch: Stopwatch,
     ) -> None:
-        self._trainer, self._module, self._settings = trainer, module, settings
+        self._trainer, self._settings = trainer, settings
         self._runner, self._progress, self._watch = runner, state.draws, watch
-        self.scoring = ScoringPass(
-            *(trainer, module, settings, runner, state.checks, watch)
-        )
+        self.scoring = ScoringPass(*(trainer, settings, runner, state.checks, watch))
         self.is_summed = False
         self._kept: deque[_Part] = deque()
         self._parts: int | None = None
@@ -204,7 +200,7 @@ class Drawer:
     def subset(self, step: Step, batch: Any, wanted: int) -> Any:
         """Take a uniform batch out of a presample that came while the gate is shut."""
         size, drawn = step.examples, wanted * self.parts
-        even = torch.full((size,), 1 / size, device=self._module.device)
+        even = torch.full((size,), 1 / size, device=self._runner.device)
         generator = self.generator()
         indices = without_replacement(even, drawn, generator=generator).indices
         weights = None if step.weights is None else step.weights[indices]

@@ -63,9 +63,7 @@ class Engine:
         self._step: Step | None = None
         self._watch = Stopwatch(trainer.strategy.root_device)
         self.times = Timekeeper(self._watch)
-        self._drawer = Drawer(
-            *(trainer, module, settings, self._runner, state, self._watch)
-        )
+        self._drawer = Drawer(trainer, settings, self._runner, state, self._watch)
         self._feed = feed
         self._queue: Queue | None = None
         if state.acceptance is not None:
@@ -155,7 +153,9 @@ class Engine:
             step.scoring = (start, self._watch.mark())
             return batch
         presampled = host.presample_sampler(self._trainer) is not None
-        if size <= wanted and (presampled or not self._gate.chooses_size):
+        # Where ranks score together, one with few examples must not stay away.
+        scores = self._gate.chooses_size or self._runner.is_sharded
+        if size <= wanted and (presampled or not scores):
             return batch  # of presamples, those of an open gate alone are larger
         if self._gate.is_open:
             wanted = self._gate.sizes(size, min(wanted, size)).batch

@@ -11,6 +11,7 @@ from lightning_is.data.source import IndexSource
 from lightning_is.datamodule import OversamplingDataModule
 from lightning_is.engine import Engine
 from lightning_is.feed import Feed
+from lightning_is.refusals import check_sharded
 from lightning_is.settings import Settings
 from lightning_is.state import State
 
@@ -104,6 +105,7 @@ class Fit:
         """Begin to watch the batches; refuse a run of a kind not supported."""
         self._close_engine()
         host.refuse_unsupported(trainer, module)
+        check_sharded(trainer, self._settings, self._state)
         if self._state.acceptance is not None:
             host.refuse_uneven(trainer, module)
         share = self._share_of(trainer)

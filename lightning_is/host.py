@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.plugins import FSDPPrecision, MixedPrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
@@ -16,6 +15,9 @@ from torch.utils.data import DataLoader
 
 from lightning_is.data.batch_sampler import PresampleBatchSampler
 from lightning_is.datamodule import OversamplingDataModule
+from lightning_is.strategies import refuse_strategy
+
+_MIXED = (FSDPPrecision, MixedPrecision)  # may have a GradScaler
 
 
 def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
@@ -25,12 +27,7 @@ def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
         RuntimeError: If the strategy, the optimisation or the step's signature is not
             supported.
     """
-    strategy = trainer.strategy
-    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
-        raise RuntimeError(
-            "Importance sampling runs on a single device or under DDP, got "
-            f"{type(strategy).__name__}. Use Trainer(strategy='ddp')."
-        )
+    refuse_strategy(trainer)
     if is_param_in_hook_signature(
         module.training_step, "dataloader_iter", explicit=True
     ):
@@ -161,7 +158,7 @@ def gradient_scale(trainer: Trainer) -> float | Tensor:
     """Return the factor that the Trainer puts before the loss of a step."""
     factor = 1 / trainer.accumulate_grad_batches
     precision = trainer.precision_plugin
-    if not isinstance(precision, MixedPrecision) or precision.scaler is None:
+    if not isinstance(precision, _MIXED) or precision.scaler is None:
         return factor
     one = torch.ones((), device=trainer.strategy.root_device)
     return factor * torch.as_tensor(precision.scaler.scale(one))
@@ -170,7 +167,7 @@ def gradient_scale(trainer: Trainer) -> float | Tensor:
 def scales_gradients(trainer: Trainer) -> bool:
     """Whether gradients may overflow by design, as under a GradScaler."""
     precision = trainer.precision_plugin
-    return isinstance(precision, MixedPrecision) and precision.scaler is not None
+    return isinstance(precision, _MIXED) and precision.scaler is not None
 
 
 def logging_modules(module: LightningModule) -> list[nn.Module]:

@@ -13,6 +13,7 @@ from lightning_is.runner import NoLossError, StepRunner
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Head, Settings
 
+_WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _CHECKED_AGAIN = (10, 100, 1000, 10_000)  # batches: a loss may gain terms in time
 
 
@@ -33,7 +34,7 @@ class Inspector:
         self, module: LightningModule, settings: Settings, runner: StepRunner
     ) -> None:
         self._module, self._settings, self._runner = module, settings, runner
-        self.is_summed = False
+        self.is_summed, self._later = False, list(_CHECKED_AGAIN)
 
     def prepare(self, batch: Any, size: int) -> HeadTap | None:
         """Put a tap on the head; None if the step returned no loss this time.
@@ -58,11 +59,14 @@ class Inspector:
 
     def check_again(self, tap: HeadTap, batch: Any, size: int, number: int) -> None:
         """Look again, at a few of the batches, for parameters around the head."""
-        if number in _CHECKED_AGAIN:
+        due = bool(self._later) and number >= self._later[0]
+        if due and self._runner.is_first_of_step:
+            self._later.pop(0)
             with suppress(NoLossError):
                 self._trial(batch, size).refuse_bypass(tap)
 
     def _trial(self, batch: Any, size: int) -> Trial:
+        size = self._runner.least(size)
         # Two examples at least, or their order could not be told; four, to halve them.
         least = 4 if size >= 8 else 2
         part = min(max(least, min(self._settings.wanted(size), size // 2)), size)
@@ -73,9 +77,10 @@ class Inspector:
             context=self._runner.traceless,
             take=self._settings.take,
             batch=batch,
-            device=self._module.device,
+            device=self._runner.device,
             examples=part,
             parts=min(2, size // part),
+            sharded=self._runner.is_sharded,
         )
 
 
@@ -113,11 +118,12 @@ def resolve_heads(module: LightningModule, head: Head) -> list[nn.Module]:
     """
     if isinstance(head, (str, nn.Module)):
         head = [head]
-    parts = dict(module.named_modules())
+    # Strategies wrap parts of the module, whose names the user gave without.
+    parts = {_plain(name): part for name, part in module.named_modules()}
     heads = []
     for wanted in head:
-        found = parts.get(wanted) if isinstance(wanted, str) else wanted
-        if found is None or not any(found is part for part in parts.values()):
+        found = parts.get(_plain(wanted)) if isinstance(wanted, str) else wanted
+        if found is None or not any(found is part for part in module.modules()):
             shown = ", ".join(list(parts)[1:9])
             raise ValueError(
                 f"`head` must name a part of {type(module).__name__} by its dotted "
@@ -125,3 +131,8 @@ def resolve_heads(module: LightningModule, head: Head) -> list[nn.Module]:
             )
         heads.append(found)
     return heads
+
+
+def _plain(name: str) -> str:
+    """Return a dotted name without those of wrappers in it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Trial:
         device: Where positions are made.
         examples: Examples in a part.
         parts: How many disjoint parts there are, 1 or 2.
+        sharded: Whether the module's parameters are shared out among ranks.
     """
 
     module: nn.Module
@@ -49,6 +51,7 @@ class Trial:
     device: torch.device
     examples: int
     parts: int
+    sharded: bool
 
     def run(self, number: int = 0, order: Tensor | None = None) -> Tensor:
         """Compute the loss of a part, without a trace; reordered if asked."""
@@ -115,11 +118,8 @@ class Trial:
 
     def refuse_bypass(self, tap: HeadTap) -> None:
         """Refuse parameters whose gradient would escape the weights."""
-        steps = tuple(
-            lambda number=number: self.run_as_training(number)
-            for number in range(self.parts)
-        )
-        names = bypassing_parameters(self.module, tap, steps)
+        steps = tuple(partial(self.run_as_training, n) for n in range(self.parts))
+        names = bypassing_parameters(self.module, tap, steps, sharded=self.sharded)
         if names:
             heads = ", ".join(type(head).__name__ for head in tap.heads)
             raise RuntimeError(

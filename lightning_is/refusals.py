@@ -1,11 +1,14 @@
-"""Refusing a loader that leaves nothing to draw from, or not what a gate needs."""
+"""Refusing parts that the loader, or the strategy, leaves without what they need."""
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
 from lightning_is import host
 from lightning_is.sampling.gate import Gate
+from lightning_is.scoring.gradient_norm import GradientNorm
 from lightning_is.settings import Settings
+from lightning_is.state import State
+from lightning_is.strategies import shards
 
 
 def refuse_several(trainer: Trainer, kind: type[Callback]) -> None:
@@ -58,6 +61,29 @@ def check_loader(trainer: Trainer, gate: Gate, settings: Settings) -> None:
         )
     if sampler is None and given is not None and given <= wanted:
         raise ValueError(_too_small(wanted, given))
+
+
+def check_sharded(trainer: Trainer, settings: Settings, state: State) -> None:
+    """Refuse what needs whole parameters, or ranks that go their own ways.
+
+    Raises:
+        RuntimeError: If the strategy allows neither.
+    """
+    name = type(trainer.strategy).__name__
+    if not shards(trainer):
+        return
+    if state.acceptance is not None:
+        raise RuntimeError(
+            "Ranks that share out the parameters must score the same number of "
+            "batches, got an acceptance, by which each scores as many as it takes, "
+            f"under {name}. Use Trainer(strategy='ddp'), or another method."
+        )
+    if isinstance(settings.scorer, GradientNorm):
+        raise RuntimeError(
+            "The gradient norm of an example is that of all parameters, got "
+            f"GradientNorm under {name}, where each rank has a part of them. Use "
+            "Trainer(strategy='ddp'), or `scorer=UpperBound()`."
+        )
 
 
 def check_epoch(

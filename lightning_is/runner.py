@@ -11,6 +11,7 @@ from lightning_is import host
 from lightning_is.data.batch import rebuild, versions
 from lightning_is.scoring.context import TracelessContext
 from lightning_is.settings import Settings
+from lightning_is.strategies import least, run_within, shards
 
 
 class NoLossError(Exception):
@@ -29,6 +30,7 @@ class StepRunner:
     Attributes:
         module: As given.
         context: Keeps what the step would change.
+        device: That batches are on; a sharded module may be elsewhere.
     """
 
     def __init__(
@@ -37,9 +39,27 @@ class StepRunner:
         self._trainer, self.module, self._settings = trainer, module, settings
         self._writes = self._is_settled = False
         self._takes_batch_idx = host.takes_batch_idx(module)
+        self.device = trainer.strategy.root_device
         self.context = TracelessContext(
-            module, settings.score_mode, host.logging_modules(module)
+            *(module, settings.score_mode, host.logging_modules(module)),
+            device=self.device,
         )
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the strategy shares the module's parameters out among ranks."""
+        trainer = self._trainer
+        return shards(trainer) and self.module is trainer.lightning_module
+
+    @property
+    def is_first_of_step(self) -> bool:
+        """Whether no gradients accumulate yet that FSDP would lose, run back again."""
+        arriving = self._trainer.fit_loop.batch_idx + 1
+        return arriving % self._trainer.accumulate_grad_batches == 0
+
+    def least(self, size: int) -> int:
+        """Return a size that all have, if ranks must do the same; waits for it then."""
+        return least(self._trainer, size)
 
     @contextmanager
     def traceless(
@@ -72,7 +92,7 @@ class StepRunner:
         own = self._settings.per_sample_loss
         if own is None:
             return self.loss(batch)
-        found = self._guarded(lambda data: own(self.module, data), batch)
+        found = self._guarded(lambda data: self._within(own, self.module, data), batch)
         return self._checked(found, self._settings.count(batch))
 
     def _checked(self, found: Any, examples: int) -> Tensor:
@@ -81,11 +101,11 @@ class StepRunner:
         if isinstance(found, Tensor):
             got = f"{found.dtype} of shape {tuple(found.shape)} on {found.device}"
             fits = found.shape == (examples,) and found.is_floating_point()
-            if fits and found.device == self.module.device:
+            if fits and found.device == self.device:
                 return found
         raise ValueError(
             "`per_sample_loss` must return one loss per example, floating numbers of "
-            f"shape ({examples},) on {self.module.device}, got {got}. Average over all "
+            f"shape ({examples},) on {self.device}, got {got}. Average over all "
             'dimensions but the first: `reduction="none"`, then `.flatten(1).mean(1)`.'
         )
 
@@ -114,10 +134,13 @@ class StepRunner:
         step = self.module.training_step
         if self._takes_batch_idx:
             # Lightning counts a batch once it has arrived.
-            output = step(batch, self._trainer.fit_loop.batch_idx + 1)
+            output = self._within(step, batch, self._trainer.fit_loop.batch_idx + 1)
         else:
-            output = step(batch)
+            output = self._within(step, batch)
         loss = host.loss_of(output)
         if loss is None:
             raise NoLossError
         return loss
+
+    def _within(self, run: Callable[..., Any], *args: Any) -> Any:
+        return run_within(self._trainer, self.module, run, *args)

@@ -27,7 +27,6 @@ class ScoringPass:
 
     Args:
         trainer: Runs the fit.
-        module: The user's module.
         settings: Of the callback.
         runner: Runs the user's step without a trace.
         checks: Of savings, updated in place.
@@ -37,13 +36,12 @@ class ScoringPass:
     def __init__(
         self,
         trainer: Trainer,
-        module: LightningModule,
         settings: Settings,
         runner: StepRunner,
         checks: Checks,
         watch: Stopwatch,
     ) -> None:
-        self._trainer, self._module, self._settings = trainer, module, settings
+        self._trainer, self._settings = trainer, settings
         self._runner, self._checks, self._watch = runner, checks, watch
         self._stand_in: tuple[StepRunner, HeadTap] | None = None
 
@@ -161,7 +159,7 @@ class ScoringPass:
             batch = _shrunk(batch, settings.scale_factor)
         if settings.proxy is not None:
             runner, tap = self._proxied(settings.proxy, batch, examples)
-        kind, dtype = self._module.device.type, settings.score_dtype
+        kind, dtype = runner.device.type, settings.score_dtype
         precision = torch.autocast(kind, dtype) if dtype else nullcontext()
         try:
             return self._score(

@@ -15,6 +15,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.demos import LightningLSTM
+from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.nn import functional
@@ -524,16 +525,10 @@ def test_a_fit_is_refused(kit, row):
 
 
 def test_an_unsupported_strategy(kit):
-    trainer = kit.trainer(
-        ImportanceSamplingCallback(4),
-        strategy=L.pytorch.strategies.ModelParallelStrategy(
-            data_parallel_size=1,
-            tensor_parallel_size=1,
-            process_group_backend="gloo",
-        ),
-    )
-    callback = trainer.callbacks[0]
-    with pytest.raises(RuntimeError, match="got ModelParallelStrategy"):
+    callback = ImportanceSamplingCallback(4)
+    trainer = kit.trainer(callback)
+    trainer._accelerator_connector.strategy = object.__new__(SingleDeviceXLAStrategy)
+    with pytest.raises(RuntimeError, match=r"got SingleDeviceXLAStrategy.*'ddp'"):
         callback.on_fit_start(trainer, kit.Classifier(kit.mlp()))
 
 

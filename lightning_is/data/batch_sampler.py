@@ -23,12 +23,12 @@ class PresampleBatchSampler(BatchSampler):
         batch_size: Indices ``b`` of a batch while closed.
         drop_last: Accepted for the sake of those who rebuild batch samplers; an epoch
             has ``N // b`` full batches either way.
-        presample_size: Indices ``B`` of a batch while open.
+        presample_size: Indices ``B`` of a batch while open; it must be given.
         score_every: Batches that a presample is for, at least 1.
 
     Raises:
-        ValueError: If ``presample_size < score_every * batch_size``, or the sampler has
-            fewer than ``presample_size`` indices.
+        ValueError: If there is no ``presample_size``, it is less than ``score_every *
+            batch_size``, or the sampler has fewer indices.
 
     Example:
         >>> batches = PresampleBatchSampler(range(8), 2, True, presample_size=4)
@@ -42,10 +42,17 @@ class PresampleBatchSampler(BatchSampler):
         sampler: Sampler[int] | Iterable[int],
         batch_size: int,
         drop_last: bool,
-        presample_size: int,
+        presample_size: int | None = None,
         score_every: int = 1,
     ) -> None:
         super().__init__(sampler, batch_size, drop_last)
+        if presample_size is None:
+            raise ValueError(
+                "`presample_size` must be given, got none, as where Lightning rebuilds "
+                "a loader for several processes that was made outside its hooks. Pass "
+                "it the data module: trainer.fit(model, datamodule="
+                "OversamplingDataModule(...))."
+            )
         if presample_size < batch_size:
             raise ValueError(
                 f"`presample_size` must be at least the batch size, got "

@@ -52,6 +52,7 @@ class TracelessContext:
         score_mode: ``"eval"`` switches dropout and its like off; ``"train"`` leaves
             the flags as they are.
         loggers: Modules whose logging methods to mute; the module alone by default.
+        device: Where the step runs; that of the parameters by default.
     """
 
     def __init__(
@@ -59,13 +60,14 @@ class TracelessContext:
         module: nn.Module,
         score_mode: ScoreMode = "eval",
         loggers: Sequence[nn.Module] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self._score_mode = score_mode
         self._modules = tuple(module.modules())
         self._loggers = (module,) if loggers is None else tuple(loggers)
         self._metrics = [m for m in self._modules if isinstance(m, Metric)]
         parameter = next(module.parameters(), torch.empty(0))
-        self._device = parameter.device
+        self._device = device or parameter.device
         self._parts = [m for m in self._modules if _is_foreign(m, self._loggers)]
         self._buffers = [
             (module, name)
@@ -167,7 +169,9 @@ def is_norm(module: nn.Module) -> bool:
 
 def _is_foreign(module: nn.Module, loggers: Sequence[nn.Module]) -> bool:
     """Whether a part is of the user's own kind, so that its step may change it."""
-    torchs = type(module).__module__.startswith("torch.")
+    # `fully_shard` derives a class of its own, in PyTorch, from the user's.
+    lines = [kind.__module__ for kind in type(module).__mro__[:-1]]
+    torchs = all(line.startswith("torch.") for line in lines)
     return not torchs and module not in loggers and not isinstance(module, Metric)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
 from lightning_is.scoring.tap import HeadTap
@@ -115,7 +116,11 @@ def _reach(start: list[Node], stops: Container[Node]) -> list[Node]:
 
 
 def bypassing_parameters(
-    module: nn.Module, tap: HeadTap, steps: tuple[Callable[[], Tensor], ...]
+    module: nn.Module,
+    tap: HeadTap,
+    steps: tuple[Callable[[], Tensor], ...],
+    *,
+    sharded: bool = False,
 ) -> list[str]:
     """Name the parameters whose data-dependent gradient does not pass the head.
 
@@ -128,26 +133,43 @@ def bypassing_parameters(
         module: Holds the parameters.
         tap: On the head.
         steps: Two functions that compute the loss on different examples.
+        sharded: Whether the module's own parameters are gathered into others, without
+            its names, whenever it computes.
     """
-    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    seen: list[tuple[Tensor | None, ...]] = []
+    seen: list[dict[nn.Parameter, Tensor | None]] = []
     for step in steps:
         with torch.enable_grad(), tap.probing(cut=True):
             loss = step()
-        seen.append(
-            torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
-            if loss.requires_grad
-            else (None,) * len(named)
-        )
-        if all(gradient is None for gradient in seen[0]):
-            return []
-    pairs = zip(named, seen[0], seen[-1], strict=True)
-    return [name for (name, _), a, b in pairs if not _same(a, b)]
+        reached = _parameters_behind(loss)
+        found = torch.autograd.grad(loss, reached, allow_unused=True) if reached else ()
+        seen.append(dict(zip(reached, found, strict=True)))
+        if not any(gradient is not None for gradient in found):
+            break
+    one, other = seen[0], seen[-1]
+    names = {p: name for name, p in module.named_parameters() if p.requires_grad}
+    if sharded:
+        for p in (*one, *other):
+            names.setdefault(p, f"a shard of shape {tuple(p.shape)}")
+    return [n for p, n in names.items() if not _same(one.get(p), other.get(p))]
+
+
+def _parameters_behind(loss: Tensor) -> list[nn.Parameter]:
+    """List the parameters that a loss was computed from, as its graph has them."""
+    queue = deque([] if loss.grad_fn is None else [loss.grad_fn])
+    seen = set(queue)
+    while queue:
+        children = [c for c in _children(queue.popleft()) if c not in seen]
+        seen.update(children)
+        queue.extend(children)
+    leaves = [getattr(node, "variable", None) for node in seen]
+    return [leaf for leaf in leaves if isinstance(leaf, nn.Parameter)]
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
+    if isinstance(a, DTensor) and isinstance(b, DTensor):
+        a, b = a.to_local(), b.to_local()
     return torch.allclose(a, b, rtol=1e-3, atol=1e-7, equal_nan=True)
 
 
