@@ -126,7 +126,7 @@ class Engine:
             index, weights = self._feed.arrived()
             self._feed.settle()
         if isinstance(batch, SampledBatch):
-            index, weights, batch = batch.index, batch.weight, batch.data
+            batch, index, weights = batch.parts()
         if weights is not None:
             weights = weights.to(target, non_blocking=True)
         batch = self._moving.original(batch, device, dataloader_idx)
