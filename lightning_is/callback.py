@@ -68,6 +68,13 @@ class ImportanceSamplingCallback(FitHooks):
         proxy: Score by the step of another module, smaller or an average of this one,
             which somebody else updates; statistics as below 1. Every hundredth draw
             checks these three: with a warning, full scores replace what does not pay.
+        score_chunk_size: Examples to score at a time, at least 1: fewer take less
+            memory and more time, a quarter of a batch 1 to 22 % of an open step. None
+            scores as many as an ordinary step trains on: all that the loader yields or,
+            of presamples and with ``when_closed="subset"``, ``batch_size``. Their pass
+            keeps less than that step, so an open step needs what was loaded beyond it
+            and no more; where all that is loaded never fits, pass ``batch_size``. Batch
+            normalisation, and losses that couple examples, see a chunk alone.
         seed: Of the draws, at least 0; they never touch the global random states.
 
     Attributes:
@@ -100,6 +107,7 @@ class ImportanceSamplingCallback(FitHooks):
         scale_factor: float = 1.0,
         score_precision: ScorePrecision | None = None,
         proxy: LightningModule | None = None,
+        score_chunk_size: int | None = None,
         seed: int = 0,
     ) -> None:
         settings = Settings(
@@ -114,6 +122,7 @@ class ImportanceSamplingCallback(FitHooks):
             scale_factor=scale_factor,
             score_precision=score_precision,
             proxy=proxy,
+            score_chunk_size=score_chunk_size,
         )
         settings.check_parts(gate, source, acceptance, plan)
         if acceptance is not None:

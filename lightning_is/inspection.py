@@ -3,11 +3,13 @@
 from contextlib import suppress
 from typing import Any, final
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_is.preparation import Trial, prepare
 from lightning_is.runner import NoLossError, StepRunner
+from lightning_is.scoring.chunks import Sums
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Head, Settings
 
@@ -24,14 +26,14 @@ class Inspector:
         runner: Runs the user's step without a trace.
 
     Attributes:
-        is_summed: Whether the loss is a sum over the examples.
+        sums: What of the step is a sum over the examples.
     """
 
     def __init__(
         self, module: LightningModule, settings: Settings, runner: StepRunner
     ) -> None:
         self._module, self._settings, self._runner = module, settings, runner
-        self.is_summed = False
+        self.sums = Sums()
 
     def prepare(self, batch: Any, size: int) -> HeadTap | None:
         """Put a tap on the head; None if the step returned no loss this time.
@@ -42,12 +44,23 @@ class Inspector:
         """
         head = self._settings.head
         heads = None if head is None else resolve_heads(self._module, head)
-        prepared = prepare(self._trial(batch, size), heads, self._settings.scorer)
+        trial = self._trial(batch, size)
+        prepared = prepare(trial, heads, self._settings.scorer)
         if prepared is None:
             return None
         self._runner.settle()
-        tap, self.is_summed = prepared
+        tap, is_summed = prepared
+        if is_summed:
+            own = self._settings.per_sample_loss is not None
+            self.sums = Sums(True, not own, self._grow(trial, tap))
         return tap
+
+    def _grow(self, trial: Trial, tap: HeadTap) -> bool:
+        """Whether scores grow with the batch, as those by a summed loss may."""
+        half = torch.arange(trial.examples // 2, device=trial.device)
+        alone = trial.scores(tap, self._settings.scorer, half).sum()
+        beside = trial.scores(tap, self._settings.scorer)[half].sum()
+        return bool(beside > 1.4 * alone)  # twice as large, or the same
 
     def check_again(self, tap: HeadTap, batch: Any, size: int, number: int) -> None:
         """Look again, at a few of the batches, for parameters around the head."""

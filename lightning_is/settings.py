@@ -48,6 +48,7 @@ class Settings:
     scale_factor: float
     score_precision: ScorePrecision | None = None
     proxy: LightningModule | None = None
+    score_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         size = 1 if self.batch_size is None else self.batch_size
@@ -55,6 +56,12 @@ class Settings:
             raise ValueError(
                 f"`batch_size` must be a whole number of at least 1, got "
                 f"{self.batch_size!r}. A quarter of the loader's is a good start."
+            )
+        chunk = 1 if self.score_chunk_size is None else self.score_chunk_size
+        if not isinstance(chunk, int) or chunk is True or chunk < 1:
+            raise ValueError(
+                "`score_chunk_size` must be a whole number of at least 1, got "
+                f"{chunk!r}. None scores as many at a time as an ordinary step has."
             )
         if not isinstance(self.scorer, Scorer):
             raise ValueError(
