@@ -71,10 +71,11 @@ class ImportanceSamplingCallback(FitHooks):
         score_chunk_size: Examples to score at a time, at least 1: fewer take less
             memory and more time, a quarter of a batch 1 to 22 % of an open step. None
             scores as many as an ordinary step trains on: all that the loader yields or,
-            of presamples and with ``when_closed="subset"``, ``batch_size``. Their pass
-            keeps less than that step, so an open step needs what was loaded beyond it
-            and no more; where all that is loaded never fits, pass ``batch_size``. Batch
-            normalisation, and losses that couple examples, see a chunk alone.
+            of presamples and with ``when_closed="subset"``, ``batch_size``. A pass
+            keeps no activations, so an open step needs what was loaded beyond that one
+            and no more; if a step on all that is loaded would not fit, pass
+            ``batch_size``. Normalisation by the batch, and losses that couple examples
+            or divide by a sum over them, see a chunk alone.
         seed: Of the draws, at least 0; they never touch the global random states.
 
     Attributes:
@@ -144,6 +145,7 @@ class ImportanceSamplingCallback(FitHooks):
         per_sample_loss: ExampleLosses | None = None,
         index_fn: IndexFunction | None = None,
         score_mode: ScoreMode = "eval",
+        score_chunk_size: int | None = None,
         seed: int = 0,
     ) -> "ImportanceSamplingCallback":
         """Build Algorithm 1 of Katharopoulos & Fleuret (ICML 2018), to the letter.
@@ -171,6 +173,7 @@ class ImportanceSamplingCallback(FitHooks):
             per_sample_loss=per_sample_loss,
             index_fn=index_fn,
             score_mode=score_mode,
+            score_chunk_size=score_chunk_size,
             seed=seed,
         )
 

@@ -15,9 +15,10 @@ class Chunking:
     """Chooses in how many parts a batch is scored.
 
     Unless the user says otherwise, a part is no larger than what an ordinary step of
-    the fit trains on. Scored without a graph it takes less than that step, however the
-    network is made, and a fit of whole batches stays whole: scoring less at a time
-    would take longer and no less memory, as closed steps need theirs.
+    the fit trains on. Scored without a graph it takes less than that step, whose
+    activations all are kept (but where the output of the head outweighs them). Batches
+    that closed steps train on whole are scored whole: in parts they would take longer,
+    and the fit no less memory.
 
     Args:
         trainer: Runs the fit.
