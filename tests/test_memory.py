@@ -80,6 +80,24 @@ def test_more_parts_than_examples_run_all_the_same_and_count_once(kit):
         torch.testing.assert_close(parts.loss, whole.loss)
 
 
+def test_a_loss_divided_by_a_sum_over_the_batch_is_divided_by_that_of_the_part(kit):
+    """Scores of a part have one factor in common; within it nothing changes."""
+    net = kit.mlp()
+    tap = HeadTap([net[2]])
+    tap.attach()
+
+    def run(batch):
+        counts = torch.tensor([1.0, 5.0, 0.2])
+        return functional.cross_entropy(net(batch[0]), batch[1], weight=counts)
+
+    step = Step(run, list(kit.examples(N)), net, take)
+    whole = UpperBound().score(step, tap, N).scores
+    parts = Chunked(UpperBound(), 2, Sums()).score(step, tap, N).scores
+    for some in (slice(6), slice(6, N)):
+        ratios = parts[some] / whole[some]
+        torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios))
+
+
 # The same through a Trainer.
 
 
