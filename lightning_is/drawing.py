@@ -34,7 +34,6 @@ class Drawer:
         watch: Measures scoring.
 
     Attributes:
-        is_summed: Whether the loss is a sum over the examples.
         scoring: Scores.
     """
 
@@ -49,7 +48,6 @@ class Drawer:
         self._trainer, self._settings = trainer, settings
         self._runner, self._progress, self._watch = runner, state.draws, watch
         self.scoring = ScoringPass(*(trainer, settings, runner, state.checks, watch))
-        self.is_summed = False
         self._kept: deque[_Part] = deque()
         self._parts: int | None = None
 
@@ -189,13 +187,9 @@ class Drawer:
 
     def _rescaling(self, loaded: int, wanted: int) -> float:
         """Make up for a summed loss, which has fewer terms when fewer are drawn."""
-        if not self.is_summed:
+        if not self.scoring.sums.trained:
             return 1.0
-        sampler = host.presample_sampler(self._trainer)
-        ordinary = loaded if sampler is None else sampler.batch_size
-        if self._settings.when_closed == "subset":
-            ordinary = self._settings.wanted(ordinary)
-        return ordinary / wanted
+        return self.scoring.chunking.ordinary(loaded) / wanted
 
     def subset(self, step: Step, batch: Any, wanted: int) -> Any:
         """Take a uniform batch out of a presample that came while the gate is shut."""

@@ -124,7 +124,7 @@ class Engine:
             index, weights = self._feed.arrived()
             self._feed.settle()
         if isinstance(batch, SampledBatch):
-            index, weights, batch = batch.index, batch.weight, batch.data
+            batch, index, weights = batch.parts()
         if weights is not None:
             weights = weights.to(target, non_blocking=True)
         batch = self._moving.original(batch, device, dataloader_idx)
@@ -195,7 +195,7 @@ class Engine:
     def _prepare(self, batch: Any, size: int) -> HeadTap | None:
         check_loader(self._trainer, self._gate, self._settings)
         tap = self._inspector.prepare(batch, size)
-        self._drawer.is_summed = self._inspector.is_summed
+        self._drawer.scoring.sums = self._inspector.sums
         return tap
 
     def _run_step(self, *args: Any, **kwargs: Any) -> Any:

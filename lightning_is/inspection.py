@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_is.preparation import Trial, prepare
 from lightning_is.runner import NoLossError, StepRunner
+from lightning_is.scoring.chunks import Sums
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Head, Settings
 
@@ -27,14 +28,14 @@ class Inspector:
         runner: Runs the user's step without a trace.
 
     Attributes:
-        is_summed: Whether the loss is a sum over the examples.
+        sums: What of the step is a sum over the examples.
     """
 
     def __init__(
         self, module: LightningModule, settings: Settings, runner: StepRunner
     ) -> None:
         self._module, self._settings, self._runner = module, settings, runner
-        self.is_summed, self._later = False, list(_CHECKED_AGAIN)
+        self.sums, self._later = Sums(), list(_CHECKED_AGAIN)
 
     def prepare(self, batch: Any, size: int) -> HeadTap | None:
         """Put a tap on the head; None if the step returned no loss this time.
@@ -54,8 +55,18 @@ class Inspector:
         if prepared is None:
             return None
         self._runner.settle()
-        tap, self.is_summed = prepared
+        tap, is_summed = prepared
+        if is_summed:
+            own = self._settings.per_sample_loss is not None
+            self.sums = Sums(True, not own, self._grow(trial, tap))
         return tap
+
+    def _grow(self, trial: Trial, tap: HeadTap) -> bool:
+        """Whether scores grow with the batch, as those by a summed loss may."""
+        half = torch.arange(trial.examples // 2, device=trial.device)
+        alone = trial.scores(tap, self._settings.scorer, half).sum()
+        beside = trial.scores(tap, self._settings.scorer)[half].sum()
+        return bool(beside > 1.4 * alone)  # twice as large, or the same
 
     def check_again(self, tap: HeadTap, batch: Any, size: int, number: int) -> None:
         """Look again, at a few of the batches, for parameters around the head."""

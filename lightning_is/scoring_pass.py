@@ -9,16 +9,20 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_is.chunking import Chunking
 from lightning_is.data.batch import leaves, with_leaves
 from lightning_is.fidelity import Checks, Fidelity, inflation, rank_correlation
 from lightning_is.inspection import Inspector
 from lightning_is.monitor import Stopwatch
 from lightning_is.runner import NoLossError, StepRunner
 from lightning_is.sampling.numerics import even_unless_finite
+from lightning_is.scoring.chunks import Chunked, Sums
 from lightning_is.scoring.scaling import shrunk
 from lightning_is.scoring.scorer import Scored, Step
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Settings
+
+Way = tuple[StepRunner, HeadTap, Sums]  # whose step is run, and what it sums
 
 
 @final
@@ -31,6 +35,10 @@ class ScoringPass:
         runner: Runs the user's step without a trace.
         checks: Of savings, updated in place.
         watch: Measures what is saved.
+
+    Attributes:
+        chunking: Chooses how many examples are scored at a time.
+        sums: What of the user's step is a sum over the examples.
     """
 
     def __init__(
@@ -43,7 +51,8 @@ class ScoringPass:
     ) -> None:
         self._trainer, self._settings = trainer, settings
         self._runner, self._checks, self._watch = runner, checks, watch
-        self._stand_in: tuple[StepRunner, HeadTap] | None = None
+        self._stand_in: Way | None = None
+        self.chunking, self.sums = Chunking(trainer, runner.module, settings), Sums()
 
     @property
     def is_cheap(self) -> bool:
@@ -148,23 +157,22 @@ class ScoringPass:
     def _fully(
         self, tap: HeadTap, batch: Any, examples: int, update_statistics: bool
     ) -> Scored | None:
-        return self._score(self._runner, tap, batch, examples, update_statistics)
+        way = self._runner, tap, self.sums
+        return self._score(way, batch, examples, update_statistics)
 
     def _cheaply(
         self, tap: HeadTap, batch: Any, examples: int, update_statistics: bool
     ) -> Scored | None:
-        settings, runner = self._settings, self._runner
+        settings, way = self._settings, (self._runner, tap, self.sums)
         update_statistics = update_statistics and self.sees_everything
         if settings.scale_factor < 1:
             batch = _shrunk(batch, settings.scale_factor)
         if settings.proxy is not None:
-            runner, tap = self._proxied(settings.proxy, batch, examples)
-        kind, dtype = runner.device.type, settings.score_dtype
+            way = self._proxied(settings.proxy, batch, examples)
+        kind, dtype = self._runner.device.type, settings.score_dtype
         precision = torch.autocast(kind, dtype) if dtype else nullcontext()
         try:
-            return self._score(
-                runner, tap, batch, examples, update_statistics, precision
-            )
+            return self._score(way, batch, examples, update_statistics, precision)
         except Exception as problem:
             if settings.scale_factor < 1:
                 raise _too_small(settings.scale_factor, problem) from problem
@@ -172,26 +180,26 @@ class ScoringPass:
 
     def _score(
         self,
-        runner: StepRunner,
-        tap: HeadTap,
+        way: Way,
         batch: Any,
         examples: int,
         update_statistics: bool,
         precision: AbstractContextManager[Any] | None = None,
     ) -> Scored | None:
-        settings = self._settings
+        (runner, tap, sums), settings = way, self._settings
         step = Step(runner.losses, batch, runner.module, settings.take)
+        score, parts = settings.scorer.score, self.chunking.parts(examples)
+        if parts > 1:
+            norms = runner.context.norms
+            score = Chunked(settings.scorer, parts, sums, norms).score
         context = runner.traceless(update_statistics=update_statistics)
         with context, precision or nullcontext():  # within that of the Trainer
             try:
-                found = settings.scorer.score(step, tap, examples)
-                return found.check(examples, self._module.device)
+                return score(step, tap, examples).check(examples, runner.device)
             except NoLossError:
                 return None
 
-    def _proxied(
-        self, proxy: LightningModule, batch: Any, examples: int
-    ) -> tuple[StepRunner, HeadTap]:
+    def _proxied(self, proxy: LightningModule, batch: Any, examples: int) -> Way:
         """Prepare a proxy on the first batch as the module was; its head is its own."""
         if self._stand_in is None:
             proxy.to(self._trainer.strategy.root_device)
@@ -199,13 +207,14 @@ class ScoringPass:
             named = isinstance(self._settings.head, str)
             settings = self._settings if named else replace(self._settings, head=None)
             runner = StepRunner(self._trainer, proxy, settings)
-            tap = Inspector(proxy, settings, runner).prepare(batch, examples)
+            inspector = Inspector(proxy, settings, runner)
+            tap = inspector.prepare(batch, examples)
             if tap is None:
                 raise RuntimeError(
                     "A proxy must return the loss of every batch, got None from its "
                     "`training_step`. Return the loss, or drop `proxy`."
                 )
-            self._stand_in = runner, tap
+            self._stand_in = runner, tap, inspector.sums
         return self._stand_in
 
 

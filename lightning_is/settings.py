@@ -52,6 +52,7 @@ class Settings:
     score_precision: ScorePrecision | None = None
     proxy: LightningModule | None = None
     bad_scores: BadScores = "skip"
+    score_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         check_kinds(vars(self))
@@ -60,6 +61,12 @@ class Settings:
             raise ValueError(
                 f"`batch_size` must be a whole number of at least 1, got "
                 f"{self.batch_size!r}. A quarter of the loader's is a good start."
+            )
+        chunk = 1 if self.score_chunk_size is None else self.score_chunk_size
+        if not isinstance(chunk, int) or chunk is True or chunk < 1:
+            raise ValueError(
+                "`score_chunk_size` must be a whole number of at least 1, got "
+                f"{chunk!r}. None scores as many at a time as an ordinary step has."
             )
         if self.when_closed not in ("all", "subset"):
             raise ValueError(

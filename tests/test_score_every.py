@@ -128,7 +128,8 @@ def test_the_step_scores_only_now_and_then(kit):
             return super().training_step(batch, batch_idx)
 
     module = Counting()
-    sampling = ImportanceSamplingCallback(SMALL, gate=AlwaysOpen())
+    whole = {"score_chunk_size": LARGE}
+    sampling = ImportanceSamplingCallback(SMALL, gate=AlwaysOpen(), **whole)
     kit.trainer(sampling, max_epochs=4).fit(module, datamodule=data(4))
     last = runs[-2 * 5 :]  # of eight steps: two scoring passes
     assert last.count((LARGE, False)) == 2

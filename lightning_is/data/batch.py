@@ -31,6 +31,20 @@ class SampledBatch:
     index: Int[Tensor, " n"]
     weight: Float[Tensor, " n"]
 
+    def parts(self) -> tuple[Any, Int[Tensor, " n"], Float[Tensor, " n"]]:
+        """Return data, index and weight.
+
+        Raises:
+            ValueError: If the weight is in float16, in which large ones are infinite.
+        """
+        if self.weight.dtype == torch.float16:
+            raise ValueError(
+                "Weights must have the range of float32, got float16, in which none "
+                "above 65504 exists. Trainer(precision='16-true') converts them as it "
+                "does the data: use '16-mixed' or 'bf16-true'."
+            )
+        return self.data, self.index, self.weight
+
     def pin_memory(self) -> "SampledBatch":
         """Pin the tensors in it, as a loader with ``pin_memory=True`` asks for."""
         data = _walk(self.data, lambda r: r.pin_memory() if _is_tensor(r) else r)

@@ -82,6 +82,11 @@ class TracelessContext:
         self._changed: set[tuple[nn.Module | None, str]] = set()
         self._norms = [m for m in self._modules if isinstance(m, _NORMS)]
 
+    @property
+    def norms(self) -> Sequence[nn.Module]:
+        """Layers that normalise by the batch and may keep running statistics."""
+        return self._norms
+
     @contextmanager
     def __call__(
         self, *, update_statistics: bool = False, as_training: bool = False

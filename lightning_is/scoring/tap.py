@@ -85,7 +85,8 @@ class HeadTap:
         through a head, such as a penalty on the parameters, keep theirs.
 
         Args:
-            weights: One weight per example, of shape ``(n,)``.
+            weights: One weight per example, of shape ``(n,)``, in float32: products are
+                computed in it, whatever the gradient comes in.
         """
         self._weights = weights
         try:
@@ -132,7 +133,9 @@ class _Scale:
             repeat = weights.repeat if self.stacked else weights.repeat_interleave
             weights = repeat(copies)
         shape = (-1,) + (1,) * (gradient.ndim - 1)
-        return gradient * weights.to(gradient.dtype).view(shape)
+        # A weight may exceed what half precision holds where its product does not: the
+        # less likely an example is drawn, the smaller is its gradient.
+        return (gradient * weights.view(shape)).to(gradient.dtype)
 
 
 def rows_per_example(output: Tensor, examples: int) -> int:

@@ -27,7 +27,7 @@ PROMISED = {
     "history": {"N", "pass us a batch", "kept bytes an example"},
     "passes": {"source", "N", "first draw ms", "pass per batch ms"},
     "variance": {"variance / multinomial", "predicted"},
-    "memory": {"run", "before MB", "peak adds MB"},
+    "memory": {"run", "before MB", "peak adds MB", "beyond plain / inputs"},
     "cuda": {"open / ideal", "host waits", "score(B) ms"},
 }
 

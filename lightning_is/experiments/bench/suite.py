@@ -9,7 +9,13 @@ from lightning_is.experiments.bench import cuda as gpu
 from lightning_is.experiments.bench import hopeless
 from lightning_is.experiments.bench.effort import Effort, Row
 from lightning_is.experiments.bench.limit import limit
-from lightning_is.experiments.bench.memory import HISTORY, SAMPLING, memory
+from lightning_is.experiments.bench.memory import (
+    CHOSEN,
+    HISTORY,
+    OPEN,
+    SAMPLING,
+    memory,
+)
 from lightning_is.experiments.bench.networks import LARGE, NETWORKS, SMALL
 from lightning_is.experiments.bench.overhead import overhead
 from lightning_is.experiments.bench.passes import SOURCES, passes
@@ -129,7 +135,10 @@ BENCHMARKS: dict[str, Benchmark] = {
         {"variance / multinomial": Bound(most=0.4, only=("systematic",))},
     ),
     "memory": Benchmark(
-        memory, (*SAMPLING, HISTORY), "Memory at the peak of a process, small CNN"
+        memory,
+        (OPEN, *SAMPLING, HISTORY),
+        "Memory at the peak of a process: open steps of a deep network, small CNN",
+        {"beyond plain / inputs": Bound(most=1.0, only=(CHOSEN,))},
     ),
     "cuda": Benchmark(
         gpu.cuda,
