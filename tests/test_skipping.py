@@ -361,7 +361,7 @@ def test_the_first_batch_may_hold_such_examples(kit, reduction):
 
     class Look(L.Callback):
         def on_train_batch_end(self, *args):
-            found.append(sampling._fit.engine._drawer.is_summed)
+            found.append(sampling._fit.engine._drawer.scoring.sums.trained)
 
     sampling = ImportanceSamplingCallback(2, gate=AlwaysOpen())
     trainer = kit.trainer(sampling, Look())
