@@ -340,6 +340,22 @@ def test_running_statistics_take_in_the_average_of_the_chunks(kit, momentum, cou
     assert norm.num_batches_tracked == 5
 
 
+def test_statistics_that_the_user_froze_stay_to_the_last_bit(kit):
+    net = normed()
+    norm, tap = net[1].eval(), HeadTap([net[2]])
+    tap.attach()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    before = [buffer.clone() for buffer in norm.buffers()]
+
+    def run(batch):
+        return functional.cross_entropy(net(batch[0]), batch[1])
+
+    step = Step(run, list(kit.examples(N)), net, take)
+    Chunked(UpperBound(), 3, Sums(), [norm]).score(step, tap, N)
+    assert all(map(torch.equal, before, norm.buffers()))
+
+
 def test_scores_of_normalised_chunks_are_close_to_those_of_the_whole(kit):
     """Each is normalised by its own statistics, as every batch is."""
     x, y = kit.examples(240)
