@@ -110,10 +110,13 @@ class Module(L.LightningModule):
         for name in self.units:
             self.set_submodule(name, self.shard(self.get_submodule(name)))
 
+    def forward(self, x):
+        return self.net(x)
+
     def training_step(self, batch, batch_idx):
         x, y = batch
         self.seen.append(len(x))
-        return functional.cross_entropy(self.net(x), y)
+        return functional.cross_entropy(self(x), y)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
