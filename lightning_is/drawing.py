@@ -66,6 +66,7 @@ class Drawer:
     def training(self, step: Step, tap: HeadTap, *, watched: bool) -> Iterator[None]:
         """Train on a batch under its weights; watch an ordinary one if asked to."""
         with ExitStack() as stack:
+            stack.enter_context(self._runner.training())
             if step.weights is not None:
                 stack.enter_context(tap.weighting(step.weights))
             if step.is_sampled:
@@ -82,6 +83,7 @@ class Drawer:
         if step.read is not None:
             tap.scale = host.gradient_scale(self._trainer)
             step.scores = step.read(step.examples)
+            step.read = None  # a closure may be evaluated again, at other parameters
 
     def probe(self, step: Step, tap: HeadTap, batch: Any) -> bool:
         """Score an ordinary step apart from it; return whether that could be done."""

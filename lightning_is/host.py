@@ -22,8 +22,7 @@ def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
     """Say at once what importance sampling does not work with, and the cure.
 
     Raises:
-        RuntimeError: If the strategy, the optimisation or the step's signature is not
-            supported.
+        RuntimeError: If the strategy or the step's signature is not supported.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
@@ -38,12 +37,6 @@ def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
             "Importance sampling must see each batch before the step, got a "
             "`training_step(dataloader_iter)` that fetches its own. Take `batch` and "
             "`batch_idx` instead."
-        )
-    if not module.automatic_optimization:
-        raise RuntimeError(
-            "Importance sampling needs automatic optimisation, got a module with "
-            "`automatic_optimization = False`, whose step cannot be run just to score. "
-            "Return the loss from `training_step` and let the Trainer step."
         )
 
 

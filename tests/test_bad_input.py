@@ -181,12 +181,6 @@ def test_a_step_that_fetches_its_own_batches(kit):
     )
 
 
-def test_manual_optimisation(kit):
-    module = kit.Classifier(kit.mlp())
-    module.automatic_optimization = False
-    refused(kit, "needs automatic optimisation", module=module, error=RuntimeError)
-
-
 def test_hidden_state_carried_across_batches(kit):
     class NoDownload(LightningLSTM):
         def prepare_data(self):
