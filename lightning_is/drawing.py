@@ -15,6 +15,7 @@ from lightning_is.runner import StepRunner
 from lightning_is.sampling.randomness import draw_generator
 from lightning_is.sampling.selection import without_replacement
 from lightning_is.scoring.tap import HeadTap
+from lightning_is.scoring.upper_bound import refuse_silence
 from lightning_is.scoring_pass import ScoringPass
 from lightning_is.settings import Settings
 from lightning_is.state import State
@@ -65,6 +66,7 @@ class Drawer:
     @contextmanager
     def training(self, step: Step, tap: HeadTap, *, watched: bool) -> Iterator[None]:
         """Train on a batch under its weights; watch an ordinary one if asked to."""
+        tap.examples = step.examples
         with ExitStack() as stack:
             stack.enter_context(self._runner.training())
             if step.weights is not None:
@@ -79,7 +81,13 @@ class Drawer:
             yield
 
     def read(self, step: Step, tap: HeadTap) -> None:
-        """Read the scores that the backward pass of an ordinary step left behind."""
+        """Read the scores that the backward pass of an ordinary step left behind.
+
+        Raises:
+            RuntimeError: If the step had weights, and no head ran to apply them.
+        """
+        if step.weights is not None:
+            refuse_silence(tap.has_fired)
         if step.read is not None:
             tap.scale = host.gradient_scale(self._trainer)
             step.scores = step.read(step.examples)

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import Any, final
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
@@ -42,9 +43,11 @@ class Inspector:
         """
         head = self._settings.head
         heads = None if head is None else resolve_heads(self._module, head)
-        prepared = prepare(self._trial(batch, size), heads, self._settings.scorer)
+        with torch.compiler.set_stance("force_eager"):  # inside it no hook tells much
+            prepared = prepare(self._trial(batch, size), heads, self._settings.scorer)
         if prepared is None:
             return None
+        torch.compiler.reset()  # what was traced before, in a sanity check, has no tap
         self._runner.settle()
         tap, self.is_summed = prepared
         return tap
@@ -52,7 +55,7 @@ class Inspector:
     def check_again(self, tap: HeadTap, batch: Any, size: int, number: int) -> None:
         """Look again, at a few of the batches, for parameters around the head."""
         if number in _CHECKED_AGAIN:
-            with suppress(NoLossError):
+            with suppress(NoLossError), torch.compiler.set_stance("force_eager"):
                 self._trial(batch, size).refuse_bypass(tap)
 
     def _trial(self, batch: Any, size: int) -> Trial:
@@ -80,11 +83,14 @@ def resolve_heads(module: LightningModule, head: Head) -> list[nn.Module]:
     """
     if isinstance(head, (str, nn.Module)):
         head = [head]
-    parts = dict(module.named_modules())
+    parts: dict[str, nn.Module] = {}
+    for name, part in module.named_modules():
+        parts.setdefault(_plain(name), part)  # of a compiled part, what is called
+    everything = set(module.modules())
     heads = []
     for wanted in head:
-        found = parts.get(wanted) if isinstance(wanted, str) else wanted
-        if found is None or not any(found is part for part in parts.values()):
+        found = parts.get(_plain(wanted)) if isinstance(wanted, str) else wanted
+        if found not in everything:
             shown = ", ".join(list(parts)[1:9])
             raise ValueError(
                 f"`head` must name a part of {type(module).__name__} by its dotted "
@@ -92,3 +98,8 @@ def resolve_heads(module: LightningModule, head: Head) -> list[nn.Module]:
             )
         heads.append(found)
     return heads
+
+
+def _plain(name: str) -> str:
+    """Return a dotted name as it is without `torch.compile`."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
