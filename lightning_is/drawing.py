@@ -16,6 +16,7 @@ from lightning_is.sampling.numerics import even_unless_finite
 from lightning_is.sampling.randomness import draw_generator
 from lightning_is.sampling.selection import without_replacement
 from lightning_is.scoring.tap import HeadTap
+from lightning_is.scoring.upper_bound import refuse_silence
 from lightning_is.scoring_pass import ScoringPass
 from lightning_is.settings import Settings
 from lightning_is.state import State
@@ -60,7 +61,9 @@ class Drawer:
     @contextmanager
     def training(self, step: Step, tap: HeadTap, *, watched: bool) -> Iterator[None]:
         """Train on a batch under its weights; watch an ordinary one if asked to."""
+        tap.examples = step.examples
         with ExitStack() as stack:
+            stack.enter_context(self._runner.training())
             if step.weights is not None:
                 stack.enter_context(tap.weighting(step.weights))
             if step.is_sampled:
@@ -73,10 +76,17 @@ class Drawer:
             yield
 
     def read(self, step: Step, tap: HeadTap) -> None:
-        """Read the scores that the backward pass of an ordinary step left behind."""
+        """Read the scores that the backward pass of an ordinary step left behind.
+
+        Raises:
+            RuntimeError: If the step had weights, and no head ran to apply them.
+        """
+        if step.weights is not None:
+            refuse_silence(tap.has_fired)
         if step.read is not None:
             tap.scale = host.gradient_scale(self._trainer)
             step.scores = step.read(step.examples)
+            step.read = None  # a closure may be evaluated again, at other parameters
 
     def probe(self, step: Step, tap: HeadTap, batch: Any) -> bool:
         """Score an ordinary step apart from it; return whether that could be done."""

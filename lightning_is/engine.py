@@ -222,6 +222,7 @@ class Engine:
             self.times.finish(sizes, step.begun, step.scoring, self._drawer.parts)
         due = self.ledger.is_due()
         if not step.is_sampled:
+            loss = self._runner.trained_loss(loss)
             step.loss = loss if step.weights is None else None
             if self._asks_for_losses():
                 due = self._drawer.probe(step, self._tap, batch)

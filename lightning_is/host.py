@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_is.data.batch_sampler import PresampleBatchSampler
 from lightning_is.datamodule import OversamplingDataModule
-from lightning_is.strategies import refuse_strategy
+from lightning_is.strategies import refuse_manual, refuse_strategy
 
 _MIXED = (FSDPPrecision, MixedPrecision)  # may have a GradScaler
 
@@ -24,10 +24,10 @@ def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
     """Say at once what importance sampling does not work with, and the cure.
 
     Raises:
-        RuntimeError: If the strategy, the optimisation or the step's signature is not
-            supported.
+        RuntimeError: If the strategy or the step's signature is not supported.
     """
     refuse_strategy(trainer)
+    refuse_manual(trainer, module)
     if is_param_in_hook_signature(
         module.training_step, "dataloader_iter", explicit=True
     ):
@@ -35,12 +35,6 @@ def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
             "Importance sampling must see each batch before the step, got a "
             "`training_step(dataloader_iter)` that fetches its own. Take `batch` and "
             "`batch_idx` instead."
-        )
-    if not module.automatic_optimization:
-        raise RuntimeError(
-            "Importance sampling needs automatic optimisation, got a module with "
-            "`automatic_optimization = False`, whose step cannot be run just to score. "
-            "Return the loss from `training_step` and let the Trainer step."
         )
 
 

@@ -14,7 +14,7 @@ from lightning_is.scoring.chunks import Sums
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Head, Settings
 
-_WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 _CHECKED_AGAIN = (10, 100, 1000, 10_000)  # batches: a loss may gain terms in time
 
 
@@ -47,13 +47,15 @@ class Inspector:
         head = self._settings.head
         heads = None if head is None else resolve_heads(self._module, head)
         trial = self._trial(batch, size)
-        try:
-            prepared = prepare(trial, heads, self._settings.scorer)
-        except Exception as problem:
-            _refuse_whole_only(trial, size, problem)
-            raise
+        with torch.compiler.set_stance("force_eager"):  # inside it no hook tells much
+            try:
+                prepared = prepare(trial, heads, self._settings.scorer)
+            except Exception as problem:
+                _refuse_whole_only(trial, size, problem)
+                raise
         if prepared is None:
             return None
+        torch.compiler.reset()  # what was traced before, in a sanity check, has no tap
         self._runner.settle()
         tap, is_summed = prepared
         if is_summed:
@@ -73,7 +75,7 @@ class Inspector:
         due = bool(self._later) and number >= self._later[0]
         if due and self._runner.is_first_of_step:
             self._later.pop(0)
-            with suppress(NoLossError):
+            with suppress(NoLossError), torch.compiler.set_stance("force_eager"):
                 self._trial(batch, size).refuse_bypass(tap)
 
     def _trial(self, batch: Any, size: int) -> Trial:
@@ -129,8 +131,11 @@ def resolve_heads(module: LightningModule, head: Head) -> list[nn.Module]:
     """
     if isinstance(head, (str, nn.Module)):
         head = [head]
-    # Strategies wrap parts of the module, whose names the user gave without.
-    parts = {_plain(name): part for name, part in module.named_modules()}
+    # Strategies and compilers wrap parts of the module, named by the user without.
+    parts: dict[str, nn.Module] = {}
+    for name, part in module.named_modules():
+        if not name.endswith("_orig_mod"):  # of a compiled part, what is called
+            parts[_plain(name)] = part
     heads = []
     for wanted in head:
         found = parts.get(_plain(wanted)) if isinstance(wanted, str) else wanted

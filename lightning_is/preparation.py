@@ -133,9 +133,10 @@ class Trial:
     def settle_layout(self, tap: HeadTap, scorer: Scorer) -> None:
         """Learn which calls of the head count, and which rows belong to an example."""
         order = torch.arange(self.examples, device=self.device).flip(0)
-        with torch.enable_grad(), tap.probing() as probes, head_inputs(tap) as plain:
+        probing = tap.probing(examples=self.examples)
+        with torch.enable_grad(), probing as probes, head_inputs(tap) as plain:
             self.run()
-        refuse_silence(probes)
+        refuse_silence(bool(probes))
         tap.live = tuple(tap.seen)
         rows = [self.examples * rows_per_example(p, self.examples) for p in probes]
         if rows == [self.examples]:
@@ -224,8 +225,7 @@ def prepare(
         scorer: Must be able to score them.
 
     Returns:
-        The attached tap, and whether the loss is a sum over the examples; None if the
-        step returned no loss this time.
+        The attached tap and whether the loss is a sum; None if there was no loss.
 
     Raises:
         RuntimeError: If no head separates the loss from the network, or the step

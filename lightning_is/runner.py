@@ -1,7 +1,8 @@
 """Running the user's step outside the Trainer's turn: to score, and to try it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from lightning_is import host
 from lightning_is.data.batch import rebuild, versions
+from lightning_is.manual import ManualStep
 from lightning_is.scoring.context import TracelessContext
 from lightning_is.settings import Settings
 from lightning_is.strategies import least, run_within, shards
@@ -40,6 +42,8 @@ class StepRunner:
         self._writes = self._is_settled = False
         self._takes_batch_idx = host.takes_batch_idx(module)
         self.device = trainer.strategy.root_device
+        automatic = module.automatic_optimization
+        self._manual = None if automatic else ManualStep(module)
         self.context = TracelessContext(
             *(module, settings.score_mode, host.logging_modules(module)),
             device=self.device,
@@ -109,6 +113,14 @@ class StepRunner:
             'dimensions but the first: `reduction="none"`, then `.flatten(1).mean(1)`.'
         )
 
+    def training(self) -> AbstractContextManager[None]:
+        """Open the context of a training step."""
+        return nullcontext() if self._manual is None else self._manual.training()
+
+    def trained_loss(self, reported: Tensor | None) -> Tensor | None:
+        """Return the loss that the last training step backpropagated, as reported."""
+        return reported if self._manual is None else self._manual.loss
+
     def settle(self) -> None:
         """Take what was seen of the step so far as all that it does."""
         self.context.settle()
@@ -131,13 +143,12 @@ class StepRunner:
         return loss
 
     def _step(self, batch: Any) -> Tensor:
-        step = self.module.training_step
+        run = partial(self._within, self.module.training_step, batch)
         if self._takes_batch_idx:
             # Lightning counts a batch once it has arrived.
-            output = self._within(step, batch, self._trainer.fit_loop.batch_idx + 1)
-        else:
-            output = self._within(step, batch)
-        loss = host.loss_of(output)
+            run = partial(run, self._trainer.fit_loop.batch_idx + 1)
+        manual = self._manual
+        loss = host.loss_of(run()) if manual is None else manual.capture(run)
         if loss is None:
             raise NoLossError
         return loss

@@ -53,6 +53,20 @@ def refuse_strategy(trainer: Trainer) -> None:
         )
 
 
+def refuse_manual(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse manual optimisation where a step may not end before it is over.
+
+    Raises:
+        RuntimeError: If the module optimises by hand and its parameters are sharded.
+    """
+    if shards(trainer) and not module.automatic_optimization:
+        raise RuntimeError(
+            "Sharded parameters need whole passes, got manual optimisation, whose step "
+            "is scored up to `manual_backward` alone. Return the loss from "
+            "`training_step` and let the Trainer step, or use Trainer(strategy='ddp')."
+        )
+
+
 def shards(trainer: Trainer) -> bool:
     """Whether ranks gather parameters in every forward pass.
 

@@ -229,12 +229,6 @@ def carried_state(kit):
     return {"module": Lstm(vocab_size=20), "data": data, "batch_size": 2}
 
 
-def manual(kit):
-    module = kit.Classifier(kit.mlp())
-    module.automatic_optimization = False
-    return {"module": module}
-
-
 def fetching(kit):
     class Fetching(kit.Classifier):
         def training_step(self, dataloader_iter):
@@ -511,7 +505,6 @@ ROWS = {
     "fetches-its-own-batches": Row(
         fetching, r"`training_step\(dataloader_iter\)`.*Take `batch`", R
     ),
-    "manual-optimisation": Row(manual, "needs automatic optimisation", R),
     "carried-state": Row(
         carried_state, "tensors it kept from the last one: hidden. Reset that state", R
     ),

@@ -548,6 +548,14 @@ def test_what_needs_whole_parameters_or_ways_of_ones_own_is_refused(
         sampling.on_fit_start(trainer, Module())
 
 
+def test_manual_optimisation_of_shards_is_refused(kit):
+    trainer, module = kit.trainer(opened()), Module()
+    trainer._accelerator_connector.strategy = OnCPU()
+    module.automatic_optimization = False
+    with pytest.raises(RuntimeError, match="got manual optimisation.*let the Trainer"):
+        host.refuse_unsupported(trainer, module)
+
+
 def test_a_scaler_of_fsdp_is_known(kit):
     trainer = kit.trainer()
     plugin = FSDPPrecision("16-mixed")

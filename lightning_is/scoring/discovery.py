@@ -81,8 +81,9 @@ def find_heads(loss: Tensor, owners: Owners) -> list[nn.Module]:
     if not heads:
         raise RuntimeError(
             "The loss must be computed from the output of a module with parameters, "
-            "got a loss that reaches none (is the network compiled, or every parameter "
-            "frozen?). Pass `head=` with the module that gives the logits."
+            "got a loss that reaches none (is every parameter frozen, or the network "
+            "exported or scripted, so that its parts run no hooks?). Pass `head=` with "
+            "the module that gives the logits, the whole of such a network."
         )
     behind = [child for node in found for child in _children(node)]
     if _reach(behind, set(found)):

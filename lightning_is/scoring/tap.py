@@ -8,7 +8,7 @@ user's code. Shapes: ``n`` examples in a batch, ``rows`` of a head's output.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,8 @@ class HeadTap:
         live: For each call of a head in a step, whether it carries a gradient; empty
             means that all do. One under the user's own ``no_grad`` does not.
         scale: Factor that the loss of a step carries into its backward pass.
+        examples: Of the batch that is trained on; 0 if nobody said.
+        has_fired: Whether a head ran since the last context began.
         seen: The same of the calls under the last `probing`, as they happen.
     """
 
@@ -42,8 +44,12 @@ class HeadTap:
         self.stacked = False
         self.live: tuple[bool, ...] = ()
         self.scale: float | Tensor = 1.0
+        self.examples = 0
+        self.has_fired = False
         self._handles: list[RemovableHandle] = []
         self._probes: list[Tensor] | None = None
+        self._ready: list[Tensor] = []
+        self._forms: dict[bool, list[_Form]] = {False: [], True: []}
         self._cuts = False
         self.seen: list[bool] = []
         self._weights: Tensor | None = None
@@ -60,21 +66,30 @@ class HeadTap:
         self._handles = []
 
     @contextmanager
-    def probing(self, *, cut: bool = False) -> Iterator[list[Tensor]]:
+    def probing(
+        self, *, cut: bool = False, examples: int = 0
+    ) -> Iterator[list[Tensor]]:
         """Add a probe of zeros to each head's output, to receive its gradient.
 
         Args:
             cut: Also cut the graph there and record it from there on, even under
                 ``no_grad``: the backbone then keeps no activations.
+            examples: In the batch, if known: probes like the last ones are then made
+                beforehand, as a network that is compiled in one piece wants them.
 
         Yields:
             The probes, one per call of a head, appended as the calls happen.
         """
-        self._probes, self._cuts, self.seen = [], cut, []
+        probes: list[Tensor] = []
+        self._probes = probes
+        self._cuts, self.seen, self.has_fired = cut, [], False
+        self._ready = [form.probe(examples) for form in self._forms[cut] if examples]
         try:
-            yield self._probes
+            yield probes
         finally:
-            self._probes, self._cuts = None, False
+            self._probes, self._cuts, self._ready = None, False, []
+        if examples:
+            self._forms[cut] = [_Form.of(probe, examples) for probe in probes]
 
     @contextmanager
     def weighting(self, weights: Float[Tensor, " n"]) -> Iterator[None]:
@@ -88,7 +103,7 @@ class HeadTap:
             weights: One weight per example, of shape ``(n,)``, in float32: products are
                 computed in it, whatever the gradient comes in.
         """
-        self._weights = weights
+        self._weights, self.has_fired = weights, False
         try:
             yield
         finally:
@@ -103,6 +118,7 @@ class HeadTap:
                 f"{type(output).__name__} from {type(module).__name__}. Pass `head=` "
                 "with the module whose output is the logits."
             )
+        self.has_fired = True
         if self._weights is not None and output.requires_grad:
             output.register_hook(  # type: ignore[no-untyped-call]
                 _Scale(self._weights, self.stacked)
@@ -115,9 +131,48 @@ class HeadTap:
                 return None  # computed under the user's own no_grad: no gradient
             output = output.detach()
             torch.set_grad_enabled(True)  # undone as the caller's no_grad ends
-        probe = torch.zeros_like(output, requires_grad=True)
+        probe = self._probe(len(self._probes), output)
         self._probes.append(probe)
         return output + probe
+
+    def _probe(self, call: int, output: Tensor) -> Tensor:
+        """Return the probe for a call of a head: a leaf of zeros like its output."""
+        if call < len(self._ready):
+            ready = self._ready[call]
+            if ready.shape == output.shape and ready.dtype == output.dtype:
+                return ready
+        return torch.zeros_like(output, requires_grad=True)
+
+
+class _Form(NamedTuple):
+    """What the output of a head looks like in one call.
+
+    Attributes:
+        rows: Of each example; not whole where examples do not have as many.
+        tail: The other dimensions.
+        dtype: Of the numbers.
+        device: Where they are.
+    """
+
+    rows: float
+    tail: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, probe: Tensor, examples: int) -> "_Form":
+        """Return the form of a probe, for a batch of so many examples."""
+        rows = probe.shape[0] / examples if probe.ndim else 0.0
+        return cls(rows, probe.shape[1:], probe.dtype, probe.device)
+
+    def probe(self, examples: int) -> Tensor:
+        """Make a probe of this form."""
+        return torch.zeros(
+            (round(self.rows * examples), *self.tail),
+            dtype=self.dtype,
+            device=self.device,
+            requires_grad=True,
+        )
 
 
 class _Scale:

@@ -47,7 +47,7 @@ class UpperBound:
             RuntimeError: If no head ran, or the loss does not depend on it.
             ValueError: If a head's rows do not divide among the examples.
         """
-        with torch.no_grad(), tap.probing(cut=True) as probes:
+        with torch.no_grad(), tap.probing(cut=True, examples=examples) as probes:
             loss = step().mean()
         gradients = head_gradients(loss, probes, examples)
         scores = example_norms(gradients, examples, stacked=tap.stacked)
@@ -60,7 +60,7 @@ class UpperBound:
         The factor that the loss was scaled by (gradient accumulation, mixed precision)
         is taken out again.
         """
-        with tap.probing() as probes:
+        with tap.probing(examples=tap.examples) as probes:
 
             def read(examples: int) -> Float[Tensor, " n"] | None:
                 found = [p.grad for p in probes if p.grad is not None]
@@ -78,7 +78,7 @@ def head_gradients(loss: Tensor, probes: list[Tensor], examples: int) -> list[Te
     Raises:
         RuntimeError: If there is no probe, or the loss depends on none of them.
     """
-    refuse_silence(probes)
+    refuse_silence(bool(probes))
     gradients: list[Tensor] = []
     if loss.requires_grad:
         # Scaled before the backward pass, or small gradients vanish in half precision.
@@ -93,15 +93,15 @@ def head_gradients(loss: Tensor, probes: list[Tensor], examples: int) -> list[Te
     return gradients
 
 
-def refuse_silence(probes: list[Tensor]) -> None:
+def refuse_silence(has_fired: bool) -> None:
     """Refuse a step in which no head ran.
 
     Raises:
-        RuntimeError: If there is no probe.
+        RuntimeError: If so.
     """
-    if not probes:
+    if not has_fired:
         raise RuntimeError(
             "The head must run in every training step, got a step in which it did "
-            "not. Pass `head=` with the module that gives the logits; of a compiled "
-            "network, compile it after the fit has begun or call torch.compiler.reset."
+            "not. Pass `head=` with the module that gives the logits; of an exported "
+            "or scripted network, whose parts run no hooks, with the whole of it."
         )

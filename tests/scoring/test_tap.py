@@ -584,3 +584,25 @@ def test_example_norms_are_summed_in_single_precision():
     norms = example_norms([gradient], 2)
     assert norms.dtype == torch.float32
     torch.testing.assert_close(norms, expected)
+
+
+def test_probes_fit_whatever_the_last_ones_were_like():
+    """They are made beforehand from the last ones, or anew where those do not fit."""
+    head = nn.Identity()
+    tap = HeadTap([head])
+    tap.attach()
+    two = [(2, 3), (4, 3)]  # a head that runs twice, on other numbers of rows
+    for examples, shapes, dtype in (
+        *((2, two, torch.float32), (3, [(3, 3), (6, 3)], torch.float32)),
+        *((3, [(6, 3)], torch.float32), (3, [(3, 3)], torch.float32)),
+        *((3, [(3, 5)], torch.float32), (3, [(3, 5)], torch.float64)),
+        *((3, [(4, 5)], torch.float64), (2, [(), (2, 2)], torch.float64)),
+        *((2, [(), (2, 2)], torch.float64), (0, [(2, 2)], torch.float64)),
+    ):
+        outputs = [torch.randn(shape, dtype=dtype) for shape in shapes]
+        with tap.probing(examples=examples) as probes:
+            loss = sum((head(z) ** 2).sum() for z in outputs)
+        loss.backward()
+        for probe, z in zip(probes, outputs, strict=True):
+            assert probe.is_leaf
+            torch.testing.assert_close(probe.grad, 2 * z, rtol=0, atol=0)
