@@ -6,6 +6,7 @@ from typing import Literal
 from lightning.pytorch import LightningModule
 
 from lightning_is.data import IndexSource, PassSource
+from lightning_is.doctor import Report
 from lightning_is.fidelity import Checks
 from lightning_is.fit import Fit
 from lightning_is.hooks import FitHooks
@@ -69,6 +70,8 @@ class ImportanceSamplingCallback(FitHooks):
             which somebody else updates; statistics as below 1. Every hundredth draw
             checks these three: with a warning, full scores replace what does not pay.
         seed: Of the draws, at least 0; they never touch the global random states.
+        report: Print, after the first batches, what was found and what could be gained,
+            unless Lightning's logger is set to more than ``INFO``.
 
     Attributes:
         progress: Returns the share of the run that is over, for what is annealed; None
@@ -101,6 +104,7 @@ class ImportanceSamplingCallback(FitHooks):
         score_precision: ScorePrecision | None = None,
         proxy: LightningModule | None = None,
         seed: int = 0,
+        report: bool = True,
     ) -> None:
         settings = Settings(
             batch_size=batch_size,
@@ -114,6 +118,7 @@ class ImportanceSamplingCallback(FitHooks):
             scale_factor=scale_factor,
             score_precision=score_precision,
             proxy=proxy,
+            report=report,
         )
         settings.check_parts(gate, source, acceptance, plan)
         if acceptance is not None:
@@ -136,6 +141,7 @@ class ImportanceSamplingCallback(FitHooks):
         index_fn: IndexFunction | None = None,
         score_mode: ScoreMode = "eval",
         seed: int = 0,
+        report: bool = True,
     ) -> "ImportanceSamplingCallback":
         """Build Algorithm 1 of Katharopoulos & Fleuret (ICML 2018), to the letter.
 
@@ -163,6 +169,7 @@ class ImportanceSamplingCallback(FitHooks):
             index_fn=index_fn,
             score_mode=score_mode,
             seed=seed,
+            report=report,
         )
 
     @property
@@ -173,6 +180,11 @@ class ImportanceSamplingCallback(FitHooks):
     @gate.setter
     def gate(self, gate: Gate) -> None:
         self._state.gate = gate
+
+    @property
+    def diagnosis(self) -> Report | None:
+        """What was found at the start of the last fit; None before, or if not asked."""
+        return self._fit.diagnosis
 
     @property
     def is_sampling(self) -> bool:

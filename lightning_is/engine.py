@@ -58,7 +58,7 @@ class Engine:
         self._gate, self._is_active, self._counts = state.gate, is_active, state.draws
         self.ledger = Ledger(trainer, state.gate, settings, progress, state.draws)
         self._runner = StepRunner(trainer, module, settings)
-        self._inspector = Inspector(module, settings, self._runner)
+        self.inspector = Inspector(module, settings, self._runner)
         self._tap: HeadTap | None = None  # from the first batch on
         self._step: Step | None = None
         self._watch = Stopwatch(trainer.strategy.root_device)
@@ -139,7 +139,7 @@ class Engine:
         if self._tap is None:
             self._tap = self._prepare(batch, size)
         else:
-            self._inspector.check_again(self._tap, batch, size, self.ledger.batches)
+            self.inspector.check_again(self._tap, batch, size, self.ledger.batches)
         if self._tap is None:
             return batch
         return self._drawn(step, self._tap, batch)
@@ -194,8 +194,8 @@ class Engine:
 
     def _prepare(self, batch: Any, size: int) -> HeadTap | None:
         check_loader(self._trainer, self._gate, self._settings)
-        tap = self._inspector.prepare(batch, size)
-        self._drawer.is_summed = self._inspector.is_summed
+        tap = self.inspector.prepare(batch, size)
+        self._drawer.is_summed = self.inspector.is_summed
         return tap
 
     def _run_step(self, *args: Any, **kwargs: Any) -> Any:

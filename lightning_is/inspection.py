@@ -1,5 +1,6 @@
 """Inspecting the batches of a fit: the first one whole, some later ones again."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, final
 
@@ -8,10 +9,13 @@ from torch import nn
 
 from lightning_is.preparation import Trial, prepare
 from lightning_is.runner import NoLossError, StepRunner
+from lightning_is.scoring.scorer import LossKind
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Head, Settings
 
 _CHECKED_AGAIN = (10, 100, 1000, 10_000)  # batches: a loss may gain terms in time
+
+Examine = Callable[[HeadTap, Any, StepRunner, LossKind], None]
 
 
 @final
@@ -24,14 +28,21 @@ class Inspector:
         runner: Runs the user's step without a trace.
 
     Attributes:
-        is_summed: Whether the loss is a sum over the examples.
+        loss: Its kind, once it was seen.
+        examine: Is shown the first batch, the head and the loss, once they are found.
     """
 
     def __init__(
         self, module: LightningModule, settings: Settings, runner: StepRunner
     ) -> None:
         self._module, self._settings, self._runner = module, settings, runner
-        self.is_summed = False
+        self.loss: LossKind = "unknown"
+        self.examine: Examine | None = None
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether the loss is a sum over the examples."""
+        return self.loss in ("sum", "coupled sum")
 
     def prepare(self, batch: Any, size: int) -> HeadTap | None:
         """Put a tap on the head; None if the step returned no loss this time.
@@ -46,7 +57,9 @@ class Inspector:
         if prepared is None:
             return None
         self._runner.settle()
-        tap, self.is_summed = prepared
+        tap, self.loss = prepared
+        if self.examine is not None:
+            self.examine(tap, batch, self._runner, self.loss)
         return tap
 
     def check_again(self, tap: HeadTap, batch: Any, size: int, number: int) -> None:

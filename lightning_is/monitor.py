@@ -93,17 +93,18 @@ class Timekeeper:
 
     Attributes:
         overlaps: Whether the loader works while a step runs.
+        wait: Seconds that the batch in hand was waited for; None after a pause.
     """
 
     def __init__(self, watch: Stopwatch) -> None:
         self._watch, self.overlaps = watch, False
         self._left: float | None = None  # when the last step was over, on the host
-        self._wait: float | None = None
+        self.wait: float | None = None
         self._under_way: deque[_Run] = deque()
 
     def arrive(self) -> None:
         """Note that a batch has arrived."""
-        self._wait = None if self._left is None else time.perf_counter() - self._left
+        self.wait = None if self._left is None else time.perf_counter() - self._left
 
     def finish(
         self,
@@ -120,9 +121,9 @@ class Timekeeper:
             scoring: When scoring began and ended.
             parts: Steps that share what was loaded and scored.
         """
-        if self._wait is not None:
+        if self.wait is not None:
             over = self._watch.mark()
-            run = _Run(*sizes, self._wait, begun, scoring, over, parts)
+            run = _Run(*sizes, self.wait, begun, scoring, over, parts)
             self._under_way.append(run)
 
     def leave(self) -> None:

@@ -48,6 +48,7 @@ class Settings:
     scale_factor: float
     score_precision: ScorePrecision | None = None
     proxy: LightningModule | None = None
+    report: bool = True
 
     def __post_init__(self) -> None:
         size = 1 if self.batch_size is None else self.batch_size
