@@ -13,7 +13,13 @@ from lightning_is import host
 from lightning_is.doctor.measuring import Times, Trials
 from lightning_is.doctor.report import Report
 from lightning_is.doctor.sizes import Course
-from lightning_is.doctor.symptoms import named, of_costs, of_module, of_schedule
+from lightning_is.doctor.symptoms import (
+    logged_in_training,
+    named,
+    of_costs,
+    of_module,
+    of_schedule,
+)
 from lightning_is.monitor import Mark, Stopwatch
 from lightning_is.runner import StepRunner
 from lightning_is.sampling.prospects import Ordinary, Prospect
@@ -77,6 +83,7 @@ class Doctor:
         self._backward: Mark | None = None
         self._waits: list[float] = []
         self._batches = 0
+        self._logged: frozenset[str] = frozenset()
         self.report: Report | None = None
 
     def examine(
@@ -133,6 +140,8 @@ class Doctor:
         """
         if self._first is None or self.report is not None:
             return
+        if self._batches == 0:
+            self._logged = logged_in_training(self._trainer)
         self._batches += 1
         if self._backward is not None:
             self._marks.append((self._backward, self._watch.mark()))
@@ -166,7 +175,7 @@ class Doctor:
         notes = [
             *found.warnings,
             *of_costs(found),
-            *of_schedule(self._trainer, course),
+            *of_schedule(self._trainer, course, self._logged),
         ]
         self.report = replace(found, warnings=tuple(notes))
         if self._prints:

@@ -1,6 +1,6 @@
 """What may stand in the way of a gain, or of an honest curve."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from math import sqrt
 
 from lightning.pytorch import LightningModule, Trainer
@@ -42,24 +42,32 @@ def of_module(module: LightningModule, settings: Settings, loaded: int) -> list[
     return found
 
 
-def of_schedule(trainer: Trainer, course: Course) -> list[str]:
+def logged_in_training(trainer: Trainer) -> frozenset[str]:
+    """Return the names of what schedulers may watch that training steps have logged.
+
+    Args:
+        trainer: At the end of its first batch, before any validation.
+    """
+    watching = any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs)
+    return frozenset(trainer.callback_metrics if watching else ())
+
+
+def of_schedule(
+    trainer: Trainer, course: Course, logged: Container[str | None]
+) -> Iterator[str]:
     """Look at the schedulers of learning rates, after the first batches."""
-    found = []
     for config in trainer.lr_scheduler_configs:
         name = type(config.scheduler).__name__
-        # Of what has been logged so far, all comes from training steps.
-        if course.draws and config.reduce_on_plateau:
-            if config.monitor in trainer.callback_metrics:
-                found.append(
-                    f"{name} watches {config.monitor}, which is that of drawn, hard "
-                    "examples while the gate is open: watch a validation metric"
-                )
+        if course.draws and config.reduce_on_plateau and config.monitor in logged:
+            yield (
+                f"{name} watches {config.monitor}, which is that of drawn, hard "
+                "examples while the gate is open: watch a validation metric"
+            )
         elif config.interval == "epoch" and not course.is_one_pass:
-            found.append(
+            yield (
                 f"{name} steps by epoch, which keeps its number of steps but is no "
                 "longer one pass over the data"
             )
-    return found
 
 
 def of_costs(report: Report) -> Iterator[str]:
