@@ -45,7 +45,9 @@ def diagnose(
         >>> diagnose(BoringModel(), loader).head
         'layer (Linear), found'
     """
-    sampling = copy.deepcopy(callback or ImportanceSamplingCallback())
+    # Together: the callback may hold parts of the module.
+    given = module, callback or ImportanceSamplingCallback()
+    module, sampling = copy.deepcopy(given)
     sampling._fit.always_examines = True
     trainer = _quiet_trainer() if trainer is None else trainer
     # Lightning calls callbacks in their order: ours has its report when the other asks.
@@ -56,7 +58,7 @@ def diagnose(
     datamodule = data if isinstance(data, LightningDataModule) else None
     try:
         with random_states_kept(module.device):
-            trainer.fit(copy.deepcopy(module), loader, datamodule=datamodule)
+            trainer.fit(module, loader, datamodule=datamodule)
     finally:
         if served is not None:
             served.source = learned

@@ -74,6 +74,12 @@ def test_sources_learn_nothing(kit):
     assert len(source.scores) == 0
 
 
+def test_a_head_that_is_given_as_a_module_is_found_in_the_copy(kit):
+    module = kit.Classifier(kit.mlp())
+    sampling = ImportanceSamplingCallback(4, head=module.net[2])
+    assert diagnose(module, kit.loader(), sampling).head == "net.2 (Linear), as given"
+
+
 def test_a_trainer_may_be_given_to_use_up(kit):
     trainer = kit.trainer(precision="bf16-mixed", max_epochs=50)
     diagnose(kit.Classifier(kit.mlp()), kit.loader(), trainer=trainer)

@@ -207,7 +207,9 @@ def test_the_batches_that_workers_have_in_store_do_not_count(kit, clock, listeni
     assert found.ordinary.wait == 100.0
     assert found.ordinary.is_loader_bound
     assert found.limit == 1.0
-    assert any("the loader takes 81% of the time" in note for note in found.warnings)
+    assert any(
+        "steps wait for the loader 81% of the time" in note for note in found.warnings
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -306,7 +308,7 @@ def test_batch_normalisation_in_train_mode(kit, listening):
 def test_a_frozen_backbone(kit, listening):
     module = kit.Classifier(kit.mlp())
     module.net[0].requires_grad_(False)
-    assert "67% of the parameters are frozen" in notes(kit, module)
+    assert "all but 27 of 83 parameters are frozen" in notes(kit, module)
     assert "frozen" not in notes(kit, kit.Classifier(kit.mlp()))
 
 
@@ -392,8 +394,8 @@ def test_a_gate_that_opens_too_early(kit, clock, listening):
 
 def test_a_loader_without_workers_that_takes_long(kit, clock, listening):
     found = notes(kit, LookUp(clock), loader(clock, load=2.0))
-    assert "the loader takes 40% of the time" in found
-    assert "loader" not in notes(kit, LookUp(clock), loader(clock, load=0.5))
+    assert "loading takes 40% of the time" in found
+    assert "loading" not in notes(kit, LookUp(clock), loader(clock, load=0.5))
 
 
 def test_steps_too_short_to_gain_anything(kit, clock, listening):
@@ -533,3 +535,51 @@ def test_it_takes_a_few_steps_at_most(kit, clock, listening):
 
     more = (taken(reports=True) - taken(reports=False)) / (3 * B)
     assert more == pytest.approx(2 * (1 + 1 / 3 + 1 / 8 + 1 / 4 + 1 / 2))
+
+
+@pytest.mark.parametrize("score", [2.9, 1.0])
+def test_what_cannot_pay_is_said(kit, clock, listening, score):
+    sampling = ImportanceSamplingCallback(16, gate=AlwaysOpen())
+    found = str(report(kit, sampling, LookUp(clock, score=score)))
+    if score > 2:  # 2.9 + 0.75 of 3
+        assert "at most 0.82x; cannot pay" in found
+        assert "none, as scoring costs too much here; the gate opens by itself" in found
+    else:  # 1 + 0.75 of 3, times 4
+        assert "at most 1.7x; pays when is/effective_batch > 2.3 of 4" in found
+        assert "at most 1.7x by drawing, if few examples matter; the gate" in found
+
+
+class Synchronised(L.Callback):
+    """Checks in both processes."""
+
+    def __init__(self, sampling):
+        self.sampling = sampling
+
+    def on_train_end(self, trainer, pl_module):
+        found = self.sampling.diagnosis
+        assert found.ordinary.compute > 0
+        mine = nn.utils.parameters_to_vector(pl_module.parameters()).detach()
+        ranks = [torch.empty_like(mine) for _ in range(2)]
+        torch.distributed.all_gather(ranks, mine)
+        assert torch.equal(*ranks)
+
+
+def test_ranks_measure_together_and_one_speaks(kit, listening, capfd):
+    """One hears nothing: it measures all the same, or the other would wait for it."""
+
+    class Deaf(ImportanceSamplingCallback):
+        def on_fit_start(self, trainer, pl_module):
+            if trainer.global_rank:
+                logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+            super().on_fit_start(trainer, pl_module)
+
+    class Asking(kit.Classifier):
+        def training_step(self, batch, batch_idx):
+            torch.distributed.barrier()  # in every pass
+            return super().training_step(batch, batch_idx)
+
+    sampling = Deaf(4, gate=AlwaysOpen())
+    two = {"strategy": "ddp_fork", "devices": 2, "max_epochs": 3}
+    trainer = kit.trainer(sampling, Synchronised(sampling), **two)
+    trainer.fit(Asking(kit.mlp()), kit.loader())
+    assert capfd.readouterr().out.count("Importance sampling: what the first") == 1

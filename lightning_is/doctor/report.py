@@ -72,28 +72,33 @@ class Report:
         """Say from where on a size is worth it; of a biased draw nobody knows."""
         if self.opening is None:
             return ""
-        verb, above = "pays", prospect.break_even
-        if self.opening.measure == "is/effective_batch":
-            if prospect.opens_above is None:
-                return "; never opens"
+        verb, above, most = "pays", prospect.break_even, prospect.attainable
+        if prospect.opens_above is not None:
             verb, above = "opens", prospect.opens_above
-        return f"; {verb} when is/effective_batch > {above:.2g}"
+        elif above >= most or self.opening.measure == "is/effective_batch":
+            return "; cannot pay"
+        return f"; {verb} when is/effective_batch > {above:.2g} of {most:.2g}"
 
     def _gain(self) -> str:
         """Say what is possible at best, in all."""
         factors = []
-        if self.prospects:
-            factors.append(f"{max(p.limit for p in self.prospects):.2g}x by drawing")
+        drawn = max((prospect.limit for prospect in self.prospects), default=0.0)
+        if drawn > 1:
+            factors.append(f"{drawn:.2g}x by drawing")
         if self.keep is not None:
             factors.append(f"{1 / self.keep:.2g}x by loading {self.keep:.0%} a pass")
+        if not factors and self.prospects:
+            return f"none, as scoring costs too much here{_when(self.opening)}"
         if not factors:
             return "by the choice of what is loaded; steps cost what they always did"
         most = f"at most {' times '.join(factors)}, if few examples matter"
-        return most if self.opening is None else most + _when(self.opening)
+        return f"{most}{_when(self.opening)}"
 
 
-def _when(opening: Opening) -> str:
+def _when(opening: Opening | None) -> str:
     """Say when a gate opens; by effective batches, each size says so itself."""
+    if opening is None:
+        return ""
     if opening.above is not None:
         return f"; the gate opens when {opening.measure} > {opening.above:.2g}"
     return {

@@ -27,17 +27,17 @@ def of_module(module: LightningModule, settings: Settings, loaded: int) -> list[
     norms = [m for m in module.modules() if is_norm(m) and m.training]
     parameters = list(module.parameters())
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
-    share = frozen / max(sum(p.numel() for p in parameters), 1)
+    total = sum(p.numel() for p in parameters)
     found = []
     if norms:
         name = f"{type(norms[0]).__name__} in train mode ({len(norms)} of them)"
         partly = settings.scale_factor < 1 or settings.proxy is not None
         source = "what is drawn" if partly else f"all {loaded} as they are scored"
         found.append(f"{name}: running statistics come from {source}")
-    if share > 0.5:
+    if frozen > 0.5 * total:
         found.append(
-            f"{share:.0%} of the parameters are frozen: a step is mostly its forward "
-            "pass, which scoring repeats"
+            f"all but {total - frozen:,} of {total:,} parameters are frozen: a step is "
+            "mostly its forward pass, which scoring repeats"
         )
     return found
 
@@ -93,11 +93,13 @@ def of_costs(report: Report) -> Iterator[str]:
 
 def _of_ordinary(ordinary: Ordinary, draws: bool) -> Iterator[str]:
     waiting = ordinary.wait / max(ordinary.wait + ordinary.compute, 1e-12)
-    if waiting > _SLOW or ordinary.is_loader_bound:
+    if ordinary.is_loader_bound:
         yield (
-            f"the loader takes {waiting:.0%} of the time: more workers may gain more "
-            "than sampling"
+            f"steps wait for the loader {waiting:.0%} of the time, and none can be "
+            "faster than it: add workers, or a faster dataset"
         )
+    elif waiting > _SLOW:
+        yield f"loading takes {waiting:.0%} of the time: `num_workers` could hide that"
     if draws and 0 < ordinary.compute < _SHORT:
         yield "steps this short may cost more by the callback itself than they save"
 
