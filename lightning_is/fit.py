@@ -146,7 +146,13 @@ class Fit:
         """Have the report written by what was seen so far, if it is not yet."""
         if self._doctor is not None:
             self._doctor.conclude()
-            self.diagnosis = self._doctor.report
+            self._take_report(self._doctor)
+
+    def _take_report(self, doctor: Doctor) -> None:
+        """Keep the report, once there is one, and let the doctor go."""
+        self.diagnosis = doctor.report
+        if doctor.report is not None:
+            self._doctor = None
 
     def end(self, trainer: Trainer) -> None:
         """Take in the last step; refuse a loader that yielded nothing."""
@@ -164,7 +170,7 @@ class Fit:
         self.engine.end_step(batch, host.reported_loss(trainer, outputs))
         if self._doctor is not None:
             self._doctor.end_batch(self.engine.times.wait)
-            self.diagnosis = self._doctor.report
+            self._take_report(self._doctor)
         if host.logs_now(trainer):
             for name, value in self.engine.metrics().items():
                 shown = name == "is/tau"

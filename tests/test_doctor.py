@@ -132,9 +132,15 @@ def test_presamples_are_measured_before_the_first_is_loaded(kit, clock, listenin
 def test_steps_from_one_presample_share_what_it_costs(kit, clock, listening):
     sampling = ImportanceSamplingCallback.paper(8)
     data = OversamplingDataModule(loader(clock, batch_size=8), 64, score_every=4)
-    (only,) = report(kit, sampling, LookUp(clock), data).prospects
+
+    class Slow(LookUp):
+        def training_step(self, batch, batch_idx):
+            self.clock.now += 100.0  # whatever is in it
+            return super().training_step(batch, batch_idx)
+
+    (only,) = report(kit, sampling, Slow(clock), data).prospects
     assert only.sizes == (16, 8)
-    assert only.score == pytest.approx(64 / 4)
+    assert only.score == pytest.approx((64 + 100) / 4)
 
 
 def test_an_acceptance_scores_batches_until_one_is_full(kit, clock, listening):
@@ -418,6 +424,10 @@ class Sensitive(L.LightningModule):
         self.net, self.accuracy = Normed(), MulticlassAccuracy(3)
         self.calls = 0
 
+    def on_train_batch_start(self, batch, batch_idx):
+        if batch_idx == 0 and self.current_epoch == 0:
+            assert all(p.grad is None for p in self.parameters())
+
     def training_step(self, batch, batch_idx):
         x, y = batch
         self.calls += 1
@@ -431,6 +441,13 @@ class Sensitive(L.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+def noisily(batch, indices):
+    """Pick examples, and draw a random number that nobody expects."""
+    np.random.rand()
+    x, y = batch
+    return len(y) if indices is None else [x[indices], y[indices]]
 
 
 EXACT = {"costs": "assumed", "smoothing": 0.0}
@@ -447,6 +464,9 @@ METHODS = {
     ),
     "cheap": lambda: ImportanceSamplingCallback(
         4, gate=AlwaysOpen(), score_precision="bf16", score_mode="train"
+    ),
+    "own-batches": lambda: ImportanceSamplingCallback(
+        4, gate=AlwaysOpen(), index_fn=noisily
     ),
     "paper": lambda: ImportanceSamplingCallback.paper(12, tau_threshold=1.01),
 }

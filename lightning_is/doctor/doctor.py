@@ -97,6 +97,12 @@ class Doctor:
             runner: Runs the user's step without a trace.
             loss: Its kind.
         """
+        with random_states_kept(self._module.device):  # whatever is asked of the user
+            self._first = self._look(tap, batch, runner, loss)
+
+    def _look(
+        self, tap: HeadTap, batch: Any, runner: StepRunner, loss: LossKind
+    ) -> _First:
         settings, module = self._settings, self._module
         given = self._trainer, settings, self._state
         course = Course.of(*given, settings.count(batch))
@@ -112,7 +118,7 @@ class Doctor:
             notes.append(f"costs were not measured: {obstacle}")
         head = named(tap.heads, module, found=settings.head is None)
         report = Report(str(course), head, loss, course.keep, warnings=tuple(notes))
-        self._first = _First(report, course, times)
+        return _First(report, course, times)
 
     def _times(
         self, tap: HeadTap, batch: Any, runner: StepRunner, course: Course
@@ -121,15 +127,13 @@ class Doctor:
         given = self._trainer, self._module, self._settings, runner
         scoring = ScoringPass(*given, self._state.checks, self._watch)
         try:
-            with random_states_kept(self._module.device):
-                trials = Trials(*given, scoring, tap, batch, self._watch)
-                return trials.run(course)
+            return Trials(*given, scoring, tap, batch, self._watch).run(course)
         finally:
             scoring.close()
 
     def after_backward(self) -> None:
         """Note that what is left of a step is its update."""
-        if self._first is not None and self.report is None:
+        if self._first is not None:
             self._backward = self._watch.mark()
 
     def end_batch(self, wait: float | None) -> None:
@@ -138,7 +142,7 @@ class Doctor:
         Args:
             wait: Seconds that its batch was waited for; None if that is unknown.
         """
-        if self._first is None or self.report is not None:
+        if self._first is None:
             return
         if self._batches == 0:
             self._logged = logged_in_training(self._trainer)
@@ -166,8 +170,8 @@ class Doctor:
         return max(spell, self._trainer.accumulate_grad_batches)
 
     def conclude(self) -> None:
-        """Write the report by what was seen so far, once; print it if asked to."""
-        if self._first is None or self.report is not None:
+        """Write the report by what was seen so far; print it if asked to."""
+        if self._first is None:
             return
         found, course, times = self._first
         if times is not None:
