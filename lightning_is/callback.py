@@ -6,6 +6,7 @@ from typing import Literal
 from lightning.pytorch import LightningModule
 
 from lightning_is.data import IndexSource, PassSource
+from lightning_is.doctor import Report
 from lightning_is.fidelity import Checks
 from lightning_is.fit import Fit
 from lightning_is.hooks import FitHooks
@@ -81,6 +82,8 @@ class ImportanceSamplingCallback(FitHooks):
             ``batch_size``. Normalisation by the batch, and losses that couple examples
             or divide by a sum over them, see a chunk alone.
         seed: Of the draws, at least 0; they never touch the global random states.
+        report: Print, after the first batches, what was found and what could be gained,
+            unless Lightning's logger is set to more than ``INFO``.
 
     Attributes:
         progress: Returns the share of the run that is over, for what is annealed; None
@@ -116,6 +119,7 @@ class ImportanceSamplingCallback(FitHooks):
         bad_scores: BadScores = "skip",
         score_chunk_size: int | None = None,
         seed: int = 0,
+        report: bool = True,
     ) -> None:
         settings = Settings(
             batch_size=batch_size,
@@ -131,6 +135,7 @@ class ImportanceSamplingCallback(FitHooks):
             proxy=proxy,
             bad_scores=bad_scores,
             score_chunk_size=score_chunk_size,
+            report=report,
         )
         settings.check_parts(gate, source, acceptance, plan)
         if acceptance is not None:
@@ -155,6 +160,7 @@ class ImportanceSamplingCallback(FitHooks):
         bad_scores: BadScores = "skip",
         score_chunk_size: int | None = None,
         seed: int = 0,
+        report: bool = True,
     ) -> "ImportanceSamplingCallback":
         """Build Algorithm 1 of Katharopoulos & Fleuret (ICML 2018), to the letter.
 
@@ -184,6 +190,7 @@ class ImportanceSamplingCallback(FitHooks):
             bad_scores=bad_scores,
             score_chunk_size=score_chunk_size,
             seed=seed,
+            report=report,
         )
 
     @property
@@ -194,6 +201,11 @@ class ImportanceSamplingCallback(FitHooks):
     @gate.setter
     def gate(self, gate: Gate) -> None:
         self._state.gate = gate
+
+    @property
+    def diagnosis(self) -> Report | None:
+        """What was found at the start of the last fit; None before, or if not asked."""
+        return self._fit.diagnosis
 
     @property
     def is_sampling(self) -> bool:

@@ -58,7 +58,7 @@ class Engine:
         self._gate, self._is_active, self._counts = state.gate, is_active, state.draws
         self.ledger = Ledger(trainer, state.gate, settings, progress, state.draws)
         self._runner = StepRunner(trainer, module, settings)
-        self._inspector = Inspector(module, settings, self._runner)
+        self.inspector = Inspector(module, settings, self._runner)
         self._tap: HeadTap | None = None  # from the first batch on
         self._step: Step | None = None
         self._watch = Stopwatch(trainer.strategy.root_device)
@@ -118,7 +118,7 @@ class Engine:
             self.times.pause()  # validation is not waiting
             self._step = None  # nothing was drawn from it
             return self._moving.original(batch, device, dataloader_idx)
-        begun, weights, index = self._watch.mark(), None, None
+        begun, weights, index = self.times.arrive(), None, None
         target = device or self._trainer.strategy.root_device
         if self._feed is not None:
             index, weights = self._feed.arrived()
@@ -137,7 +137,7 @@ class Engine:
         if self._tap is None:
             self._tap = self._prepare(batch, size)
         else:
-            self._inspector.check_again(self._tap, batch, size, self.ledger.batches)
+            self.inspector.check_again(self._tap, batch, size, self.ledger.batches)
         if self._tap is None:
             return batch
         return self._drawn(step, self._tap, batch)
@@ -194,8 +194,8 @@ class Engine:
 
     def _prepare(self, batch: Any, size: int) -> HeadTap | None:
         check_loader(self._trainer, self._gate, self._settings)
-        tap = self._inspector.prepare(batch, size)
-        self._drawer.scoring.sums = self._inspector.sums
+        tap = self.inspector.prepare(batch, size)
+        self._drawer.scoring.sums = self.inspector.sums
         return tap
 
     def _run_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -219,7 +219,7 @@ class Engine:
             return
         if self._gate.is_timed and not step.is_kept:
             sizes = step.loaded, step.examples
-            self.times.finish(sizes, step.begun, step.scoring, self._drawer.parts)
+            self.times.finish(sizes, step.scoring, self._drawer.parts)
         due = self.ledger.is_due()
         if not step.is_sampled:
             loss = self._runner.trained_loss(loss)

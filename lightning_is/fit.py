@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_is import host
 from lightning_is.data.source import IndexSource
 from lightning_is.datamodule import OversamplingDataModule
+from lightning_is.doctor import Doctor, Report
+from lightning_is.doctor.doctor import is_asked
 from lightning_is.engine import Engine
 from lightning_is.feed import Feed
 from lightning_is.refusals import check_sharded
@@ -35,6 +37,8 @@ class Fit:
     Attributes:
         engine: Of the fit that is on.
         feed: Likewise, where there is a source.
+        diagnosis: What was found at the start of the last fit, if anybody asked.
+        always_examines: Find that out for whoever reads it here, and print nothing.
     """
 
     def __init__(
@@ -49,6 +53,9 @@ class Fit:
         self._trainer: Trainer | None = None  # whose fit is on
         self.engine: Engine | None = None
         self.feed: Feed | None = None
+        self._doctor: Doctor | None = None
+        self.diagnosis: Report | None = None
+        self.always_examines = False
 
     @property
     def is_sampling(self) -> bool:
@@ -113,6 +120,17 @@ class Fit:
             *(trainer, module, self._settings, self._state),
             *(share, self.feed, is_active),
         )
+        self._call_doctor(trainer, module, self.engine)
+
+    def _call_doctor(
+        self, trainer: Trainer, module: LightningModule, engine: Engine
+    ) -> None:
+        self.diagnosis = None
+        prints = not self.always_examines
+        if self.always_examines or is_asked(trainer, self._settings):
+            given = trainer, module, self._settings, self._state
+            self._doctor = Doctor(*given, prints=prints)
+            engine.inspector.examine = self._doctor.examine
 
     def _share_of(self, trainer: Trainer) -> Callable[[], float]:
         def share() -> float:
@@ -130,15 +148,31 @@ class Fit:
         """Read the free scores of a uniform step."""
         if self.engine is not None:
             self.engine.after_backward()
+        if self._doctor is not None:
+            self._doctor.after_backward()
 
     def end_epoch(self) -> None:
         """Refuse a loader that never yielded enough to draw from."""
         if self.engine is not None:
             self.engine.end_epoch()
+        self._hear()
+
+    def _hear(self) -> None:
+        """Have the report written by what was seen so far, if it is not yet."""
+        if self._doctor is not None:
+            self._doctor.conclude()
+            self._take_report(self._doctor)
+
+    def _take_report(self, doctor: Doctor) -> None:
+        """Keep the report, once there is one, and let the doctor go."""
+        self.diagnosis = doctor.report
+        if doctor.report is not None:
+            self._doctor = None
 
     def end(self, trainer: Trainer) -> None:
         """Take in the last step; refuse a loader that yielded nothing."""
         self.settle()
+        self._hear()
         if self.engine is not None:
             host.refuse_empty(trainer)
 
@@ -149,6 +183,9 @@ class Fit:
         if self.engine is None:
             return
         self.engine.end_step(batch, host.reported_loss(trainer, outputs))
+        if self._doctor is not None:
+            self._doctor.end_batch(self.engine.times.wait)
+            self._take_report(self._doctor)
         if host.logs_now(trainer):
             for name, value in self.engine.metrics().items():
                 shown = name == "is/tau"
@@ -186,4 +223,4 @@ class Fit:
         if self.engine is not None:
             self.engine.close()
             self.engine.list_waiting(self._state)
-        self.engine = None
+        self.engine = self._doctor = None

@@ -1,5 +1,6 @@
 """Inspecting the batches of a fit: the first one whole, some later ones again."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, final
@@ -11,11 +12,14 @@ from torch import nn
 from lightning_is.preparation import Trial, prepare
 from lightning_is.runner import NoLossError, StepRunner
 from lightning_is.scoring.chunks import Sums
+from lightning_is.scoring.scorer import LossKind
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Head, Settings
 
 _WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 _CHECKED_AGAIN = (10, 100, 1000, 10_000)  # batches: a loss may gain terms in time
+
+Examine = Callable[[HeadTap, Any, StepRunner, LossKind], None]
 
 
 @final
@@ -29,6 +33,8 @@ class Inspector:
 
     Attributes:
         sums: What of the step is a sum over the examples.
+        loss: Its kind, once it was seen.
+        examine: Is shown the first batch, the head and the loss, once they are found.
     """
 
     def __init__(
@@ -36,6 +42,8 @@ class Inspector:
     ) -> None:
         self._module, self._settings, self._runner = module, settings, runner
         self.sums, self._later = Sums(), list(_CHECKED_AGAIN)
+        self.loss: LossKind = "unknown"
+        self.examine: Examine | None = None
 
     def prepare(self, batch: Any, size: int) -> HeadTap | None:
         """Put a tap on the head; None if the step returned no loss this time.
@@ -57,10 +65,12 @@ class Inspector:
             return None
         torch.compiler.reset()  # what was traced before, in a sanity check, has no tap
         self._runner.settle()
-        tap, is_summed = prepared
-        if is_summed:
+        tap, self.loss = prepared
+        if self.loss in ("sum", "coupled sum"):
             own = self._settings.per_sample_loss is not None
             self.sums = Sums(True, not own, self._grow(trial, tap))
+        if self.examine is not None:
+            self.examine(tap, batch, self._runner, self.loss)
         return tap
 
     def _grow(self, trial: Trial, tap: HeadTap) -> bool:

@@ -93,17 +93,29 @@ class Timekeeper:
 
     Attributes:
         overlaps: Whether the loader works while a step runs.
+        wait: Seconds that the batch in hand was waited for; None after a pause.
     """
 
     def __init__(self, watch: Stopwatch) -> None:
         self._watch, self.overlaps = watch, False
         self._left: Mark | None = None  # when the last step was over
+        self._arrival: tuple[Mark, Mark] | None = None
         self._under_way: deque[_Run] = deque()
+
+    def arrive(self) -> Mark:
+        """Note that a batch has arrived; return when."""
+        begun = self._watch.mark()
+        self._arrival = None if self._left is None else (self._left, begun)
+        return begun
+
+    @property
+    def wait(self) -> float | None:
+        """How long the batch in hand was waited for, if that is known."""
+        return None if self._arrival is None else self._watch.seconds(*self._arrival)
 
     def finish(
         self,
         sizes: tuple[int, int],
-        begun: Mark,
         scoring: tuple[Mark, Mark] | None,
         parts: int = 1,
     ) -> None:
@@ -111,13 +123,11 @@ class Timekeeper:
 
         Args:
             sizes: Examples loaded, and trained on.
-            begun: When its batch had arrived.
             scoring: When scoring began and ended.
             parts: Steps that share what was loaded and scored.
         """
-        if self._left is not None:
-            over = self._watch.mark()
-            run = _Run(*sizes, self._left, begun, scoring, over, parts)
+        if self._arrival is not None:
+            run = _Run(*sizes, *self._arrival, scoring, self._watch.mark(), parts)
             self._under_way.append(run)
 
     def leave(self) -> None:

@@ -20,7 +20,7 @@ from lightning_is.scoring.discovery import (
     traced_outputs,
 )
 from lightning_is.scoring.layout import alike, head_inputs, moved_as
-from lightning_is.scoring.scorer import Scorer, Step
+from lightning_is.scoring.scorer import LossKind, Scorer, Step
 from lightning_is.scoring.tap import HeadTap, rows_per_example
 from lightning_is.scoring.upper_bound import UpperBound, refuse_silence
 
@@ -174,33 +174,34 @@ class Trial:
         scores, reordered = self.scores(tap, scorer), self.scores(tap, scorer, order)
         return alike(reordered, scores[order], rtol=1e-3, atol=1e-6)
 
-    def is_summed(self, tap: HeadTap) -> bool:
-        """Whether the loss is a sum over the examples; warns if it couples them.
+    def loss_kind(self, tap: HeadTap) -> LossKind:
+        """Tell a mean over the examples from a sum; warn if the loss couples them.
 
-        A score must not depend on who else is in the batch, but for the factor that a
-        sum has. Where a step draws random numbers nothing can be said.
+        Scores must not depend on who else is in the batch, but for the factor of a sum.
+        Where a step draws random numbers nothing can be said.
         """
         with self.context():
             coupled = any(m.training for m in self.module.modules() if is_norm(m))
         if self.examples < 4 or coupled:
-            return False
+            return "unknown"
         half = torch.arange(self.examples // 2, device=self.device)
         whole, again = self._free_scores(tap), self._free_scores(tap, skip=7)
-        alone = self._free_scores(tap, half)
-        beside = whole[half]
+        beside, alone = whole[half], self._free_scores(tap, half)
         seen = alone > 1e-3 * alone.max()
         if not torch.equal(whole, again) or not bool(seen.any()):
-            return False
+            return "unknown"
         ratio = (beside[seen] / alone[seen]).median()
-        if (beside - ratio * alone).abs().max() > 0.05 * beside.max():
+        is_coupled = (beside - ratio * alone).abs().max() > 0.05 * beside.max()
+        if is_coupled:
             warnings.warn(
                 "The loss couples the examples of a batch: the gradient of one changes "
                 "with the others, as in contrastive losses or normalisation without "
                 "running statistics. A drawn batch is then no unbiased estimate.",
                 stacklevel=2,
             )
-        factor = self.examples / len(half)
-        return bool((ratio / factor - 1).abs() < 1e-3)
+        if (ratio / (self.examples / len(half)) - 1).abs() < 1e-3:
+            return "coupled sum" if is_coupled else "sum"
+        return "coupled" if is_coupled else "mean"
 
     def _free_scores(
         self, tap: HeadTap, order: Tensor | None = None, *, skip: int = 0
@@ -216,7 +217,7 @@ class Trial:
 
 def prepare(
     trial: Trial, heads: Sequence[nn.Module] | None, scorer: Scorer
-) -> tuple[HeadTap, bool] | None:
+) -> tuple[HeadTap, LossKind] | None:
     """Put a tap on the head, and refuse what would be silently wrong.
 
     Args:
@@ -225,11 +226,10 @@ def prepare(
         scorer: Must be able to score them.
 
     Returns:
-        The attached tap and whether the loss is a sum; None if there was no loss.
+        The attached tap and what kind of loss it is; None if there was none.
 
     Raises:
-        RuntimeError: If no head separates the loss from the network, or the step
-            carries state from batch to batch.
+        RuntimeError: If no head separates loss and network, or the step keeps state.
         ValueError: If the scorer cannot score this step.
     """
     tap = None
@@ -241,7 +241,7 @@ def prepare(
         trial.settle_layout(tap, scorer)
         trial.refuse_bypass(tap)
         trial.scores(tap, scorer)
-        return tap, trial.is_summed(tap)
+        return tap, trial.loss_kind(tap)
     except Exception as problem:
         if tap is not None:
             tap.detach()

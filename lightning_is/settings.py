@@ -53,6 +53,7 @@ class Settings:
     proxy: LightningModule | None = None
     bad_scores: BadScores = "skip"
     score_chunk_size: int | None = None
+    report: bool = True
 
     def __post_init__(self) -> None:
         check_kinds(vars(self))

@@ -95,11 +95,11 @@ def test_steps_that_share_a_presample_share_the_time_it_took(monkeypatch, parts)
     times.leave()
     for _ in range(3):
         clock.now += 2.0  # loading
-        begun = clock.now
+        begun = times.arrive()
         clock.now += 4.0  # scoring
         scored = begun, clock.now
         clock.now += 1.0  # the step
-        times.finish((64, 8), begun, scored, parts)
+        times.finish((64, 8), scored, parts)
         times.leave()
     found = times.collect()
     assert (found.loaded, found.trained) == (64 // parts, 8)
@@ -114,7 +114,8 @@ def test_a_batch_that_comes_after_a_pause_is_not_timed(monkeypatch):
     for _ in range(5):
         times.leave()
         times.pause()
-        times.finish((8, 8), clock.now, None)
+        times.arrive()
+        times.finish((8, 8), None)
     assert times.collect() is None
 
 
@@ -130,9 +131,8 @@ def test_loading_behind_a_busy_device_is_no_waiting(monkeypatch, loading, idle):
     found = None
     for _ in range(6):
         clock.now += loading
-        begun = watch.mark()
-        busy_until = begun + 5.0
-        times.finish((8, 8), begun, None)
+        busy_until = times.arrive() + 5.0
+        times.finish((8, 8), None)
         times.leave()
         found = times.collect() or found
     assert (found.wait, found.step) == (idle, 5.0)

@@ -552,7 +552,7 @@ def test_manual_optimisation_of_shards_is_refused(kit):
     trainer, module = kit.trainer(opened()), Module()
     trainer._accelerator_connector.strategy = OnCPU()
     module.automatic_optimization = False
-    with pytest.raises(RuntimeError, match="got manual optimisation.*let the Trainer"):
+    with pytest.raises(RuntimeError, match=r"got manual optimisation.*let the Trainer"):
         host.refuse_unsupported(trainer, module)
 
 

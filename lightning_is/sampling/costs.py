@@ -7,7 +7,7 @@ from typing import final
 
 _WINDOW = 32  # timings of a kind that count; a median of them forgives the odd one
 _LEAST = 3  # of them make a measurement
-_WAITS = 0.05  # of the time spent waiting: from here on the loader sets the pace
+WAITS = 0.05  # of the time spent waiting: from here on the loader sets the pace
 _OPTIMISM = 9.0  # backward passes are rarely dearer: no chance is missed before a trial
 
 
@@ -156,7 +156,7 @@ class CostModel:
         longest = max(range(len(waits)), key=waits.__getitem__)
         del waits[longest], cycles[longest]
         cycle, place = fmean(cycles), (phase, loaded)
-        if fmean(waits) > _WAITS * cycle:
+        if fmean(waits) > WAITS * cycle:
             self._paces[place] = cycle
         elif place in self._paces:  # it is no slower than the steps are now
             self._paces[place] = min(self._paces[place], cycle)

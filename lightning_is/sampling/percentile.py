@@ -36,6 +36,21 @@ def acceptance_chance(
     return shares.pow(beta).clamp(min=floor)
 
 
+def accepted_share(beta: float, floor: float) -> float:
+    r"""Return the share of the examples that is accepted on average.
+
+    .. math:: \int_0^1 \max(\text{floor}, u^\beta) \, du
+              = \text{floor} \, u_0 + \frac{1 - u_0^{1 + \beta}}{1 + \beta},
+              \qquad u_0^\beta = \text{floor}
+
+    Example:
+        >>> accepted_share(beta=1.0, floor=0.0)
+        0.5
+    """
+    level = float(floor ** (1 / beta))
+    return floor * level + (1 - float(level ** (1 + beta))) / (1 + beta)
+
+
 def check_selectivity(beta: float, floor: float) -> None:
     """Refuse settings by which acceptance has no meaning.
 
@@ -97,6 +112,11 @@ class LossPercentile:
             )
         self.beta, self.history, self.floor = beta, history, floor
         self._losses = torch.empty(0)  # oldest first
+
+    @property
+    def share(self) -> float:
+        """The share of the examples that it accepts on average."""
+        return accepted_share(self.beta, self.floor)
 
     def accept(
         self, losses: Float[Tensor, " n"], generator: Generator

@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_is.scoring.tap import HeadTap
+
+LossKind = Literal["mean", "sum", "coupled", "coupled sum", "unknown"]
+"""How a loss is made of its examples; coupled: of each by what the others are."""
 
 
 @dataclass(frozen=True)
