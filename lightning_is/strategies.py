@@ -1,5 +1,6 @@
 """What changes where the Trainer's strategy shares the parameters out among ranks."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -136,16 +137,23 @@ def _unwatched(wrapper: nn.Module) -> Iterator[None]:
     of earlier batches that accumulate would be lost. So the graph is out of its sight.
     """
     modes: list[bool] = []
+    depth: Counter[nn.Module] = Counter()
 
-    def hide(*_: Any) -> None:
-        modes.append(torch.is_grad_enabled())
-        torch.set_grad_enabled(False)
+    def enter(module: nn.Module, _: Any) -> None:
+        depth[module] += 1
+
+    def hide(module: nn.Module, *_: Any) -> None:
+        depth[module] -= 1
+        if not depth[module]:  # a step may call the module that it belongs to
+            modes.append(torch.is_grad_enabled())
+            torch.set_grad_enabled(False)
 
     def show(*_: Any) -> None:
         torch.set_grad_enabled(modes.pop())
 
     handles: list[RemovableHandle] = []
     for unit in FullyShardedDataParallel.fsdp_modules(wrapper):
+        handles.append(unit.module.register_forward_pre_hook(enter))
         handles.append(unit.module.register_forward_hook(hide))
         handles.append(unit.register_forward_hook(show))
     try:
