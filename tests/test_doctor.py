@@ -130,7 +130,7 @@ def test_presamples_are_measured_before_the_first_is_loaded(kit, clock, listenin
 
 
 def test_steps_from_one_presample_share_what_it_costs(kit, clock, listening):
-    sampling = ImportanceSamplingCallback.paper(8)
+    sampling = ImportanceSamplingCallback.paper(8, score_chunk_size=64)
     data = OversamplingDataModule(loader(clock, batch_size=8), 64, score_every=4)
 
     class Slow(LookUp):
@@ -196,14 +196,16 @@ def test_the_first_update_makes_its_state_and_does_not_count(kit, clock, listeni
     assert found.ordinary.compute == pytest.approx(3 * B + 8)
 
 
-def test_the_batches_that_workers_have_in_store_do_not_count(kit, clock, listening):
+def test_the_batches_that_workers_have_in_store_do_not_count(
+    kit, clock, listening, monkeypatch
+):
     """A fake clock stands still in another process: waits are made up here."""
 
     class Waiting(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             waits = [None, 0.0, 0.0]
-            times = sampling._fit.engine.times
-            times.wait = waits[batch_idx] if batch_idx < 3 else 100.0
+            wait = waits[batch_idx] if batch_idx < 3 else 100.0
+            monkeypatch.setattr(monitor.Timekeeper, "wait", wait)
 
     sampling = ImportanceSamplingCallback()
     data = loader(num_workers=1, persistent_workers=True, batch_size=8)
