@@ -261,7 +261,7 @@ def test_a_gate_whose_case_is_clear_looks_at_every_sixteenth_step(kit):
     for evidence in told:
         kept = 0.9**evidence.steps
         expected = kept * expected + (1 - kept) * evidence.effective_batch
-    assert gate.state_dict()["gain_0"] == pytest.approx(expected)
+    assert gate.state_dict()["gain_b"] == pytest.approx(expected)
 
 
 def test_steps_that_nobody_looks_at_are_not_watched(kit):
@@ -318,7 +318,7 @@ def test_an_open_efficiency_gate_looks_often_where_it_is_a_close_call(
 ):
     gate = EfficiencyGate("assumed", backward_cost, smoothing=0.999)
     gain = 5.0 if backward_cost > 2 else 2.2  # break-even: (12 + 12) / 12
-    gate.load_state_dict({"gain_0": gain, "place": 1.0, "is_settled": 0.0})
+    gate.load_state_dict({"gain_b": gain, "place": 1.0, "cost": 1.0, "is_settled": 0.0})
     told = telling(gate)
     module = kit.Classifier(kit.mlp(), lr=0.0)
     kit.trainer(
