@@ -606,3 +606,18 @@ def test_probes_fit_whatever_the_last_ones_were_like():
         for probe, z in zip(probes, outputs, strict=True):
             assert probe.is_leaf
             torch.testing.assert_close(probe.grad, 2 * z, rtol=0, atol=0)
+
+
+def test_a_tap_knows_whether_a_head_ran_in_the_last_context():
+    head = nn.Identity()
+    tap = HeadTap([head])
+    tap.attach()
+    for context in (tap.probing, lambda: tap.weighting(torch.ones(2))):
+        head(torch.ones(2, 1))
+        assert not tap.has_fired  # it is off outside
+        with context():
+            head(torch.ones(2, 1))
+        assert tap.has_fired
+        with context():
+            pass
+        assert not tap.has_fired
