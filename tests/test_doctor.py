@@ -163,6 +163,12 @@ def test_of_a_source_alone_only_ordinary_steps_are_measured(kit, clock, listenin
     assert "at most 2x by loading 50% a pass" in str(found)
 
 
+def test_a_share_that_follows_the_scores_is_not_known_before(kit, clock, listening):
+    sampling = ImportanceSamplingCallback(source=PassSource(ImportanceSubset("auto")))
+    found = report(kit, sampling, LookUp(clock))
+    assert (found.keep, found.limit) == (None, 1.0)
+
+
 def test_two_stages_multiply(kit, clock, listening):
     data = OversamplingDataModule(loader(clock), keep=0.5)
     found = report(kit, ImportanceSamplingCallback(), LookUp(clock), data)
@@ -371,6 +377,9 @@ def test_a_schedule_by_epochs_matters_where_they_are_no_passes(kit, listening):
     assert "StepLR steps by epoch" in notes(kit, module("epoch"), **source)
     assert "StepLR" not in notes(kit, module("step"), **source)
     assert "StepLR" not in notes(kit, module("epoch"))
+    cycled = OversamplingDataModule(kit.loader(batch_size=4), 12)
+    paper = ImportanceSamplingCallback.paper(4)
+    assert "StepLR steps by epoch" in notes(kit, module("epoch"), cycled, paper)
 
 
 def test_a_schedule_that_watches_the_loss_of_drawn_examples(kit, listening):
