@@ -138,6 +138,10 @@ class Fit:
             for name, value in self.engine.metrics().items():
                 shown = name == "is/tau"
                 module.log(name, value, prog_bar=shown, on_step=True, batch_size=1)
+        on_host = trainer.strategy.root_device.type == "cpu"  # nothing to wait for
+        if on_host or trainer.is_last_batch:
+            # A run resumed at the end of an epoch is not told that the next begins.
+            self.engine.ledger.tell_loader()
         self.engine.times.leave()
 
     def settle(self) -> None:

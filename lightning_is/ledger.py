@@ -147,6 +147,9 @@ class Ledger:
     def settle(self) -> None:
         """Hand the evidence of the last step to the gate.
 
+        The loader is told apart from it, at a fixed time: whether somebody logs or
+        saves must not change what is loaded.
+
         Raises:
             ValueError: If its scores were NaN, infinite or negative on an accelerator,
                 where this is found out now.
@@ -186,7 +189,6 @@ class Ledger:
             self._counts.pending = 0
             self._timings.clear()
             self._gate.observe(self.last)
-        self.tell_sampler()
 
     def _ordinary(self, presample: int) -> Sizes:
         """Return what a closed step loads, and trains on."""
@@ -196,8 +198,12 @@ class Ledger:
         wanted = min(self._settings.wanted(loaded), loaded)
         return Sizes(loaded, wanted if subset else loaded)
 
-    def tell_sampler(self) -> None:
-        """Let the loader know which batches are wanted next."""
+    def tell_loader(self) -> None:
+        """Take in what the last step showed, and let the loader know of it."""
+        self.settle()
+        self._tell_sampler()
+
+    def _tell_sampler(self) -> None:
         sampler = host.presample_sampler(self._trainer)
         if sampler is not None:
             sampler.is_open = self._gate.is_open
