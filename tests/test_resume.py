@@ -26,6 +26,7 @@ from lightning_is.data import PassSource
 from lightning_is.sampling import (
     AdaptiveSize,
     AlwaysOpen,
+    EfficiencyGate,
     ImportanceSubset,
     LossPercentile,
     TauGate,
@@ -215,3 +216,89 @@ def test_a_killed_run_goes_on_as_if_nothing_was(kind, workers, tmp_path):
     resumed = Run(kind, workers, tmp_path / "killed").train(ckpt)
     assert len(resumed.module.rows) < STEPS
     refuse_difference(whole, resumed)
+
+
+def old(version: int, gate: dict[str, float]) -> dict[str, object]:
+    """What the callback saved in an earlier version."""
+    state: dict[str, object] = {
+        "version": version,
+        "seed": 5,
+        "draws": 7,
+        "gate": gate,
+    }
+    return state if version == 1 else state | {"batches": 9, "pending": 2}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_states_of_older_versions_load(version):
+    sampling = ImportanceSamplingCallback(4, gate=TauGate(1.5))
+    sampling.load_state_dict(old(version, {"tau": 1.25, "threshold": 1.5}))
+    state = sampling.state_dict()
+    assert (state["seed"], state["draws"]) == (5, 7)
+    assert (state["batches"], state["pending"]) == ((0, 0) if version == 1 else (9, 2))
+    assert sampling.gate.tau == 1.25
+    assert state["version"] == 3
+    assert state["kept"] == []
+
+
+@pytest.mark.parametrize(
+    ("make", "gate"),
+    [
+        (AdaptiveSize, {"gain_0": 1.0, "gain_1": 1.0, "gain_2": 1.0, "place": 0.0}),
+        (EfficiencyGate, {"gain": 1.2, "break_even": 2.0}),
+        (EfficiencyGate, {"gain_0": 1.2, "place": 0.0, "is_far": 1.0}),
+    ],
+)
+def test_a_gate_that_changed_since_says_so_and_how_to_go_on(make, gate, tmp_path):
+    size = None if make is AdaptiveSize else 4
+    sampling = ImportanceSamplingCallback(size, gate=make(costs="assumed"))
+    path, key = tmp_path / "old.ckpt", "ImportanceSamplingCallback"
+    torch.save({"callbacks": {key: old(2, gate)}}, path)
+    checkpoint = torch.load(path, weights_only=True)
+    with pytest.raises(ValueError, match="or by an older version") as caught:
+        sampling.load_state_dict(checkpoint["callbacks"][key])
+    assert '["callbacks"]["ImportanceSamplingCallback"]["gate"]' in str(caught.value)
+
+    del checkpoint["callbacks"]["ImportanceSamplingCallback"]["gate"]  # as it says
+    fresh = sampling.gate.state_dict()
+    sampling.load_state_dict(checkpoint["callbacks"][key])
+    assert sampling.state_dict()["draws"] == 7
+    assert sampling.gate.state_dict() == fresh
+
+
+def test_a_run_is_resumed_by_a_callback_that_the_checkpoint_knows_nothing_of(tmp_path):
+    Run("uniform", 0, tmp_path).train()
+    run = Run("trim", 0, tmp_path)
+    run.train(max(tmp_path.glob("*012.ckpt")))
+    assert run.sampling.state_dict()["batches"] == STEPS - 12
+
+
+def test_saving_and_logging_change_no_draw(tmp_path):
+    often = Run("presample", 2, tmp_path).train()
+    seldom = Run("presample", 2, tmp_path)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=-1,
+        max_steps=STEPS,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=10**9,
+        callbacks=[seldom.sampling],
+    )
+    trainer.fit(seldom.module, datamodule=seldom.data)
+    drawn = [[row[1] for row in run.module.rows] for run in (often, seldom)]
+    assert drawn[0] == drawn[1]
+
+
+def test_a_presample_that_was_not_loaded_again_is_not_drawn_from(tmp_path):
+    """What is left of one belongs to no other: a new loader begins with a new one."""
+    run = Run("score_every", 0, tmp_path).train()
+    scores = torch.ones(4 * BATCH)
+    kept = [[torch.arange(BATCH), torch.full((BATCH,), 99.0), True, scores]]
+    again = Run("score_every", 0, tmp_path)
+    again.sampling.load_state_dict(run.sampling.state_dict() | {"kept": kept})
+    again.train()
+    assert all(row[2]["is/max_weight"] < 99 for row in again.module.rows)
