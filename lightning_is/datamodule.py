@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_is.data.batch_sampler import PresampleBatchSampler
 from lightning_is.data.loader import rebuilt
 from lightning_is.data.pass_source import PassSource
+from lightning_is.data.presample_loader import PresampleLoader
 from lightning_is.sampling.subset import ImportanceSubset
 
 _HOOKS = (
@@ -167,7 +168,7 @@ class OversamplingDataModule(LightningDataModule):
             presample_size=self.presample_size,
             score_every=self.score_every,
         )
-        return rebuilt(loader, batches)
+        return rebuilt(loader, batches, PresampleLoader)
 
     def _refuse_deafness(self) -> None:
         if self.trainer is not None and not self.is_served:

@@ -50,6 +50,7 @@ class Drawer:
         self._runner, self._progress, self._watch = runner, state.draws, watch
         self.scoring = ScoringPass(*(trainer, settings, runner, state.checks, watch))
         self._kept: deque[_Part] = deque()
+        self._left = state.kept  # by a checkpoint, without their presample
         self._parts: int | None = None
 
     def generator(self) -> torch.Generator:
@@ -167,13 +168,28 @@ class Drawer:
         self._kept = deque(parts[1:])
         return self._used(step, parts[0])
 
-    def keeps_for(self, examples: int) -> bool:
-        """Whether a batch of so many stands in for one that is kept."""
+    def waiting(self) -> list[Any]:
+        """List what is kept, but for the presample, in tensors and plain types."""
+        return self._left or [list(part[1:]) for part in self._kept]
+
+    def keeps_for(self, batch: Any, examples: int) -> bool:
+        """Whether a batch stands in for one that is kept."""
+        if self._left:
+            self._take_up(batch)
+            return bool(self._kept)
         if examples > 1 and self._kept:
             # The epoch ended before they were used, or no more are wanted.
             self._kept.clear()
             self._parts = None
         return bool(self._kept)
+
+    def _take_up(self, presample: Any) -> None:
+        """Go on with what a checkpoint left, if its presample was loaded once more."""
+        sampler, device = host.presample_sampler(self._trainer), self._runner.device
+        if sampler is not None and sampler.epoch.loads_again:
+            rows = [[_moved(each, device) for each in part] for part in self._left]
+            self._kept = deque(_Part(presample, *row) for row in rows)
+        self._left = []
 
     def use_kept(self, step: Step, tap: HeadTap) -> Any:
         """Return the next batch of an earlier presample."""
@@ -211,6 +227,10 @@ class Drawer:
         if step.index is not None:
             step.index = step.index[indices.to(step.index.device)]
         return self._shared_out(step, batch, indices, weights, generator)
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    return part.to(device) if isinstance(part, Tensor) else part
 
 
 class _Part(NamedTuple):

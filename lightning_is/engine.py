@@ -84,7 +84,7 @@ class Engine:
         """Tell the loader what is wanted: it may be new, or the state resumed."""
         self.times.pause()
         self.times.overlaps = host.loads_ahead(self._trainer)
-        self.ledger.tell_sampler()
+        self.ledger.tell_loader()
 
     def end_epoch(self) -> None:
         """Refuse a loader that never yielded enough to draw from."""
@@ -105,9 +105,10 @@ class Engine:
         self.list_waiting(state)
 
     def list_waiting(self, state: State) -> None:
-        """List the examples that were accepted and not yet trained on."""
+        """List the examples that were drawn, or accepted, and not yet trained on."""
+        alone = self._trainer.world_size == 1  # else every rank has its own
+        state.kept = self._drawer.waiting() if alone else []
         if self._queue is not None:
-            alone = self._trainer.world_size == 1  # else every rank has its own
             state.queued = self._queue.state_dict() if alone else []
 
     def _receive(
@@ -128,18 +129,16 @@ class Engine:
         if weights is not None:
             weights = weights.to(target, non_blocking=True)
         batch = self._moving.original(batch, device, dataloader_idx)
-        self.ledger.settle()
+        self.ledger.tell_loader()
         size = self._settings.count(batch)
         self.ledger.note(size)
         step = self._step = Step(size, size, begun, weights, index)
-        if self._tap is not None and self._drawer.keeps_for(size):
-            return self._drawer.use_kept(step, self._tap)
-        if self._tap is None:
-            self._tap = self._prepare(batch, size)
-        else:
-            self.inspector.check_again(self._tap, batch, size, self.ledger.batches)
+        self._tap = self._tap or self._prepare(batch, size)
         if self._tap is None:
             return batch
+        if self._drawer.keeps_for(batch, size):
+            return self._drawer.use_kept(step, self._tap)
+        self.inspector.check_again(self._tap, batch, size, self.ledger.batches)
         return self._drawn(step, self._tap, batch)
 
     def _drawn(self, step: Step, tap: HeadTap, batch: Any) -> Any:

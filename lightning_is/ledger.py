@@ -12,12 +12,7 @@ from lightning_is import host
 from lightning_is.monitor import Readback, sent
 from lightning_is.sampling.costs import Timing
 from lightning_is.sampling.gate import Evidence, Gate, Sizes
-from lightning_is.sampling.moments import (
-    evidence,
-    moments,
-    no_moments,
-    only_faults,
-)
+from lightning_is.sampling.moments import evidence, moments, no_moments, only_faults
 from lightning_is.sampling.numerics import check_scores, even_unless_finite
 from lightning_is.settings import Progress, Settings
 from lightning_is.skips import Skips
@@ -221,7 +216,6 @@ class Ledger:
             self._counts.pending = 0
             self._timings.clear()
             self._gate.observe(self.last)
-        self.tell_sampler()
 
     def _ordinary(self, presample: int) -> Sizes:
         """Return what a closed step loads, and trains on."""
@@ -231,8 +225,12 @@ class Ledger:
         wanted = min(self._settings.wanted(loaded), loaded)
         return Sizes(loaded, wanted if subset else loaded)
 
-    def tell_sampler(self) -> None:
-        """Let the loader know which batches are wanted next."""
+    def tell_loader(self) -> None:
+        """Take in what the last step showed, and let the loader know of it.
+
+        At fixed times alone: to log or to save must not change what is loaded.
+        """
+        self.settle()
         sampler = host.presample_sampler(self._trainer)
         if sampler is not None:
             sampler.is_open = self._gate.is_open

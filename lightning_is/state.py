@@ -24,6 +24,7 @@ class State:
         acceptance: Accepts examples one by one, if there is one.
         checks: Whether it pays to score less.
         under_way: Batches that were drawn and not yet trained on, for the next feed.
+        kept: Draws from a presample that were not yet trained on, without its data.
         queued: Leaves of examples that were accepted and not yet trained on, for the
             next queue.
     """
@@ -34,6 +35,7 @@ class State:
     acceptance: LossPercentile | None = None
     checks: Checks = field(default_factory=Checks)
     under_way: list[Any] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)
     queued: list[Any] = field(default_factory=list)
 
     def save(self) -> dict[str, Any]:
@@ -47,6 +49,7 @@ class State:
             "skipped": self.draws.skipped,
             "gate": self.gate.state_dict(),
             "checks": self.checks.state_dict(),
+            "kept": self.kept,
         }
         if self.source is not None:
             state["source"] = self.source.state_dict()
@@ -76,12 +79,14 @@ class State:
                     f"{'' if ours else 'out'} one. Pass the same arguments as before, "
                     "or start afresh."
                 )
-        self.gate.load_state_dict(state["gate"])
+        if "gate" in state:  # else somebody took it out, to start that afresh
+            self.gate.load_state_dict(state["gate"])
         self.draws.seed, self.draws.draws = state["seed"], state["draws"]
         # Older checkpoints do not have them all.
         self.draws.batches = state.get("batches", 0)
         self.draws.pending = state.get("pending", 0)
         self.draws.skipped = state.get("skipped", 0)
+        self.kept = list(state.get("kept", []))
         if "checks" in state:
             self.checks.load_state_dict(state["checks"])
         if self.source is not None:

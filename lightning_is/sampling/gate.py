@@ -139,7 +139,9 @@ def check_keys(gate: Gate, state: dict[str, float], expected: set[str]) -> None:
         raise ValueError(
             f"{type(gate).__name__} continues from a state with the keys "
             f"{sorted(expected)}, got {sorted(state)}. The checkpoint was written with "
-            "another gate: use that one, or start the gate afresh."
+            "another gate, or by an older version: use that one, or start the gate "
+            "afresh: load the file by torch.load(path, weights_only=True), delete "
+            '["callbacks"]["ImportanceSamplingCallback"]["gate"] and save it again.'
         )
 
 

@@ -189,6 +189,8 @@ def _one_by_one(
 ) -> Float[Tensor, " n"]:
     norms = []
     for position in torch.arange(examples, device=parameters[0].device):
+        # Casts of parameters that were cached without gradients would have none here.
+        torch.clear_autocast_cache()
         with torch.enable_grad():
             loss = _loss_of_one(step, position)
         found: Sequence[Tensor | None] = []

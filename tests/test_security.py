@@ -1,0 +1,164 @@
+"""Nothing that is loaded can run code, and nothing is fetched that nobody named."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_is import ImportanceSamplingCallback
+from lightning_is.data import PassSource
+from lightning_is.sampling import AlwaysOpen, ImportanceSubset
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(
+    path for name in ("lightning_is", "scripts") for path in (ROOT / name).rglob("*.py")
+)
+RUNS_CODE = {"eval", "exec", "compile", "__import__"}  # as plain names
+UNPICKLE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+SHELLS = {"os.system", "os.popen", "subprocess.call", "subprocess.getoutput"}
+FETCH = {"urllib", "requests", "httpx", "huggingface_hub", "wget", "socket", "ftplib"}
+
+
+def dotted(node: ast.AST) -> str:
+    return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
+
+
+def option(call: ast.Call, name: str) -> object:
+    """The constant that a call gives for an argument, or a word that none is."""
+    for keyword in call.keywords:
+        if keyword.arg == name:
+            node = keyword.value
+            return node.value if isinstance(node, ast.Constant) else "computed"
+    return "absent"
+
+
+def faults(source: str) -> Iterator[str]:
+    """What in a module could run what it loads, or load what nobody named."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = (getattr(node, "module", None) or "").split(".")[0]
+            names = {alias.name.split(".")[0] for alias in node.names} | {module}
+            plain = names if isinstance(node, ast.Import) else {module}
+            yield from (f"imports {n}" for n in sorted(plain & (UNPICKLE | FETCH)))
+        if not isinstance(node, ast.Call):
+            continue
+        name = dotted(node.func)
+        if name in RUNS_CODE or name in SHELLS:
+            yield name
+        if name.startswith("subprocess.") and option(node, "shell") is True:
+            yield f"{name} in a shell"
+        if name in {"torch.load", "load"} and option(node, "weights_only") is not True:
+            yield "torch.load without weights_only=True"
+        if name.endswith("torch.hub.load") or name == "hub.load":
+            yield "torch.hub runs what it downloads"
+        if name in {"np.load", "numpy.load"} and option(node, "allow_pickle") is True:
+            yield "unpickles arrays"
+        if option(node, "trust_remote_code") not in ("absent", False):
+            yield "trusts code of others"
+
+
+def test_there_are_sources_to_look_at():
+    assert len(SOURCES) > 80
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_module_runs_or_unpickles_what_it_loads(path):
+    assert not list(faults(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "eval('1')",
+        "exec(text)",
+        "import pickle",
+        "from pickle import loads",
+        "import joblib.memory",
+        "def late():\n    import requests",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=flag)",
+        "torch.hub.load(a, b)",
+        "np.load(path, allow_pickle=True)",
+        "os.system('ls')",
+        "subprocess.run('ls', shell=True)",
+        "load_dataset(path, trust_remote_code=True)",
+    ],
+)
+def test_such_a_line_would_be_noticed(line):
+    assert list(faults(line))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "module.eval()",
+        "torch.load(path, weights_only=True)",
+        "np.load(path)",
+        "re.compile('x')",
+        "load_dataset(path)",
+    ],
+)
+def test_an_ordinary_line_is_let_through(line):
+    assert not list(faults(line))
+
+
+def test_data_of_the_hub_are_fetched_in_one_place_by_the_name_the_user_gave():
+    calls = [
+        (path.name, ast.unparse(node))
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and "load_dataset" in dotted(node.func)
+    ]
+    assert [name for name, _ in calls] == ["hub.py"]
+    names = {
+        line.split()[1]
+        for path in (ROOT / "conf" / "data").glob("*.yaml")
+        for line in path.read_text().splitlines()
+        if line.strip().startswith("path:")
+    }
+    assert names == {"ylecun/mnist", "uoft-cs/cifar10", "uoft-cs/cifar100"}
+
+
+def test_the_state_of_the_callback_loads_by_weights_only(tmp_path):
+    for sampling in (
+        ImportanceSamplingCallback(4, gate=AlwaysOpen()),
+        ImportanceSamplingCallback(source=PassSource(ImportanceSubset(keep=0.5))),
+    ):
+        torch.save(sampling.state_dict(), tmp_path / "state.pt")
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        sampling.load_state_dict(state)
+
+
+def requirements() -> dict[str, str]:
+    """Every package that pyproject.toml names, with its bounds."""
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = re.findall(r'^    "([A-Za-z][\w-]*)((?:[<>=!~][^"]*)?)",$', text, re.M)
+    return {name.lower(): bounds for name, bounds in listed if bounds}
+
+
+def pinned(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text().splitlines()
+    found = [line.split(";")[0].strip().split("==") for line in lines if "==" in line]
+    return {package.lower(): version for package, version in found}
+
+
+def number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def test_dependencies_are_bounded_by_versions_that_were_tested():
+    """From below by the lowest set, from above by the next after the pinned one."""
+    lowest, newest = pinned("constraints-lowest.txt"), pinned("constraints.txt")
+    bounds = requirements()
+    assert {"torch", "lightning", "numpy", "hydra-core", "torchdata"} <= bounds.keys()
+    for name, given in bounds.items():
+        low, high = re.fullmatch(r">=([\d.]+),<([\d.]+)", given).groups()
+        assert number(newest[name]) < number(high), name
+        if name in lowest:  # tools that judge the source have but one version
+            assert number(lowest[name])[: len(number(low))] == number(low), name
+        else:
+            assert name in {"mypy", "ruff"}
