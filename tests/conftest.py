@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 DATA = Path(
     os.environ.get("LIGHTNING_IS_DATA", Path(__file__).parents[2] / "shared" / "data")
 )
+collect_ignore = ["compiled.py"]  # a program, which `test_compile` runs
 torch.set_num_threads(1)  # small networks only get slower on more
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 

@@ -54,7 +54,9 @@ def test_gates_that_go_by_tau(gate, above):
 
 
 @pytest.mark.parametrize(
-    "gate", [AlwaysOpen(), Warmup(100), Window(start=0.9), Window(warmup=3.0)], ids=repr
+    "gate",
+    [AlwaysOpen(), Warmup(100), Window(start=0.9), Window(warmup=3.0)],
+    ids=lambda gate: type(gate).__name__,
 )
 def test_gates_that_open_by_themselves(gate):
     assert opening(gate)[0] == Opening("nothing")
@@ -127,7 +129,11 @@ def test_presamples_are_those_of_the_most_uneven_scores():
     assert found == gate.sizes(640, 128)
 
 
-@pytest.mark.parametrize("gate", [TauGate(1.5), EfficiencyGate(), Window()], ids=repr)
+@pytest.mark.parametrize(
+    "gate",
+    [TauGate(1.5), EfficiencyGate(), Window()],
+    ids=lambda gate: type(gate).__name__,
+)
 def test_the_gate_itself_is_told_nothing(gate):
     before = copy.deepcopy(vars(gate)), gate.state_dict()
     opening(gate)
