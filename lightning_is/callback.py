@@ -10,6 +10,7 @@ from lightning_is.doctor import Report
 from lightning_is.fidelity import Checks
 from lightning_is.fit import Fit
 from lightning_is.hooks import FitHooks
+from lightning_is.progress import Progress
 from lightning_is.sampling import (
     Gate,
     ImportancePlan,
@@ -26,7 +27,6 @@ from lightning_is.settings import (
     ExampleLosses,
     Head,
     IndexFunction,
-    Progress,
     ScorePrecision,
     Settings,
     WhenClosed,
@@ -71,8 +71,8 @@ class ImportanceSamplingCallback(FitHooks):
             which somebody else updates; statistics as below 1. Every hundredth draw
             checks these three: with a warning, full scores replace what does not pay.
         bad_scores: Where scores are NaN or infinite, ``"skip"`` draws uniformly, tells
-            gate and source nothing of it, counts it in ``is/skipped`` and warns once;
-            ``"raise"`` stops the run.
+            the gate nothing of it and a source the finite ones alone, counts it in
+            ``is/skipped`` and warns once; ``"raise"`` stops the run.
         score_chunk_size: Examples to score at a time, at least 1: fewer take less
             memory and more time, a quarter of a batch 1 to 22 % of an open step. None
             scores as many as an ordinary step trains on: all that the loader yields or,

@@ -3,11 +3,10 @@
 from typing import final
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
 
 from lightning_is import host
 from lightning_is.settings import Settings
+from lightning_is.strategies import ranks_meet
 
 
 @final
@@ -46,17 +45,19 @@ class Chunking:
         announces: all ranks make as many passes, whatever their last batches hold.
 
         Raises:
-            RuntimeError: If it must and there is none, but a ``score_chunk_size``.
+            RuntimeError: If it must, there is none, and a batch has several parts.
         """
         chunk, whole = self._settings.score_chunk_size, examples
         if self._ranks_meet:
             announced = self._announced()
-            if announced is None and chunk is not None:
+            fewer = chunk is not None or self.ordinary(whole) < whole
+            if announced is None and fewer:
                 raise RuntimeError(
                     "Ranks that meet in forward passes (synchronised batch "
-                    "normalisation, sharded parameters) must make as many each, got a "
-                    f"`score_chunk_size` of {chunk} and a loader that announces no "
-                    "batch size. Give the loader a `batch_size`, or drop it."
+                    "normalisation, sharded parameters) must make as many each, got "
+                    "batches that are scored in parts and a loader that announces no "
+                    "batch size. Give the loader a `batch_size`, or drop "
+                    '`score_chunk_size` and `when_closed="subset"`.'
                 )
             whole = announced or examples
         return -(-whole // (chunk or self.ordinary(whole)))
@@ -66,11 +67,3 @@ class Chunking:
         if sampler is not None:
             return sampler.presample_size
         return host.loader_batch_size(self._trainer)
-
-
-def ranks_meet(trainer: Trainer, module: LightningModule) -> bool:
-    """Whether ranks wait for one another in every forward pass."""
-    if trainer.world_size == 1:
-        return False
-    synced = any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
-    return synced or not isinstance(trainer.strategy, DDPStrategy)

@@ -67,12 +67,14 @@ class Drawer:
             stack.enter_context(self._runner.training())
             if step.weights is not None:
                 stack.enter_context(tap.weighting(step.weights))
-            if step.is_sampled:
+            if step.is_sampled or step.is_scored:
                 # The scoring pass took them in, of everything that was loaded.
                 frozen = self.scoring.sees_everything
                 statistics = self._runner.context.frozen_statistics(active=frozen)
                 stack.enter_context(statistics)
-            elif watched and self._settings.per_sample_loss is None:
+            # A closure may be evaluated again, at other parameters.
+            unread = not step.is_sampled and step.scores is None
+            if unread and watched and self._settings.per_sample_loss is None:
                 step.read = stack.enter_context(self._settings.scorer.observing(tap))
             yield
 
@@ -87,7 +89,7 @@ class Drawer:
         if step.read is not None:
             tap.scale = host.gradient_scale(self._trainer)
             step.scores = step.read(step.examples)
-            step.read = None  # a closure may be evaluated again, at other parameters
+            step.read = None
 
     def probe(self, step: Step, tap: HeadTap, batch: Any) -> bool:
         """Score an ordinary step apart from it; return whether that could be done."""
@@ -108,9 +110,9 @@ class Drawer:
         start, size = self._watch.mark(), step.examples
         with host.profiled(self._trainer, "score"):
             scored = self.scoring.run(tap, batch, size, update_statistics=True)
+        self.scoring.check(tap, batch, scored, wanted)
         if scored is None:
             return batch if self.parts == 1 else self.subset(step, batch, wanted)
-        self.scoring.check(tap, batch, scored, wanted)
         plan, before = self._settings.plan, step.weights
         scores = scored.scores if before is None else scored.scores * before
         counts = self._expected_counts(scores, wanted * self.parts)

@@ -56,6 +56,7 @@ class Engine:
     ) -> None:
         self._trainer, self._module, self._settings = trainer, module, settings
         self._gate, self._is_active, self._counts = state.gate, is_active, state.draws
+        self._state, self._feed = state, feed
         self.ledger = Ledger(trainer, state.gate, settings, progress, state.draws)
         self._runner = StepRunner(trainer, module, settings)
         self.inspector = Inspector(module, settings, self._runner)
@@ -64,16 +65,14 @@ class Engine:
         self._watch = Stopwatch(trainer.strategy.root_device)
         self.times = Timekeeper(self._watch)
         self._drawer = Drawer(trainer, settings, self._runner, state, self._watch)
-        self._feed = feed
         self._queue: Queue | None = None
         if state.acceptance is not None:
             self._queue = Queue(self._drawer, state.acceptance, self._more)
             self._queue.load_state_dict(state.queued)
         if feed is not None:
             feed.score = self._score_afresh
-        strategy = trainer.strategy
-        self._moving = Shadow(strategy, "batch_to_device", self._receive)
-        self._stepping = Shadow(strategy, "training_step", self._run_step)
+        self._moving = Shadow(trainer.strategy, "batch_to_device", self._receive)
+        self._stepping = Shadow(trainer.strategy, "training_step", self._run_step)
 
     @property
     def is_sampling(self) -> bool:
@@ -88,8 +87,8 @@ class Engine:
 
     def end_epoch(self) -> None:
         """Refuse a loader that never yielded enough to draw from."""
-        ledger = self.ledger
-        check_epoch(self._trainer, self._settings, ledger.largest, ledger.batches)
+        seen = self._counts.largest, self.ledger.batches
+        check_epoch(self._trainer, self._settings, *seen)
 
     def close(self) -> None:
         """Leave strategy and module as they were found."""
@@ -120,14 +119,13 @@ class Engine:
             self._step = None  # nothing was drawn from it
             return self._moving.original(batch, device, dataloader_idx)
         begun, weights, index = self.times.arrive(), None, None
-        target = device or self._trainer.strategy.root_device
         if self._feed is not None:
             index, weights = self._feed.arrived()
             self._feed.settle()
         if isinstance(batch, SampledBatch):
             batch, index, weights = batch.parts()
         if weights is not None:
-            weights = weights.to(target, non_blocking=True)
+            weights = weights.to(device or self._runner.device, non_blocking=True)
         batch = self._moving.original(batch, device, dataloader_idx)
         self.ledger.tell_loader()
         size = self._settings.count(batch)
@@ -139,6 +137,7 @@ class Engine:
         if self._drawer.keeps_for(batch, size):
             return self._drawer.use_kept(step, self._tap)
         self.inspector.check_again(self._tap, batch, size, self.ledger.batches)
+        self._state.sums = self._drawer.scoring.sums = self.inspector.sums
         return self._drawn(step, self._tap, batch)
 
     def _drawn(self, step: Step, tap: HeadTap, batch: Any) -> Any:
@@ -153,8 +152,10 @@ class Engine:
             return batch
         presampled = host.presample_sampler(self._trainer) is not None
         # Where ranks score together, one with few examples must not stay away.
-        scores = self._gate.chooses_size or self._runner.is_sharded
+        scores = self._gate.chooses_size or self._runner.meets
         if size <= wanted and (presampled or not scores):
+            if self._gate.is_open:
+                self._drawer.scoring.check(tap, batch, None, wanted)  # as others do
             return batch  # of presamples, those of an open gate alone are larger
         if self._gate.is_open:
             wanted = self._gate.sizes(size, min(wanted, size)).batch
@@ -193,6 +194,7 @@ class Engine:
 
     def _prepare(self, batch: Any, size: int) -> HeadTap | None:
         check_loader(self._trainer, self._gate, self._settings)
+        self.inspector.sums = self._state.sums  # as a checkpoint knows them
         tap = self.inspector.prepare(batch, size)
         self._drawer.scoring.sums = self.inspector.sums
         return tap
@@ -217,8 +219,7 @@ class Engine:
         if step is None or self._tap is None:
             return
         if self._gate.is_timed and not step.is_kept:
-            sizes = step.loaded, step.examples
-            self.times.finish(sizes, step.scoring, self._drawer.parts)
+            self.times.finish(step.sizes, step.scoring, self._drawer.parts)
         due = self.ledger.is_due()
         if not step.is_sampled:
             loss = self._runner.trained_loss(loss)

@@ -82,6 +82,7 @@ class Fit:
             )
         self.close()
         self._trainer = trainer
+        self._state.begin()
         source = self._state.source = self._source_of(trainer)
         if source is not None:
             share = self._share_of(trainer)

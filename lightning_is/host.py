@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_is.data.batch_sampler import PresampleBatchSampler
+from lightning_is.data.loader import IndexBatchSampler
 from lightning_is.datamodule import OversamplingDataModule
 from lightning_is.strategies import refuse_manual, refuse_strategy
 
@@ -96,7 +97,12 @@ def data_module(trainer: Trainer) -> OversamplingDataModule | None:
 def loader_batch_size(trainer: Trainer) -> int | None:
     """Return the batch size that the training loader announces, if it does."""
     loader = trainer.train_dataloader
-    return loader.batch_size if isinstance(loader, DataLoader) else None
+    if not isinstance(loader, DataLoader):
+        return None
+    sampler = loader.batch_sampler
+    if isinstance(sampler, IndexBatchSampler):
+        return sampler.batch_size
+    return loader.batch_size
 
 
 def loads_ahead(trainer: Trainer) -> bool:

@@ -17,6 +17,7 @@ from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Head, Settings
 
 _WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+_ENOUGH = 8  # examples: halves of a half of them tell a sum from a mean
 _CHECKED_AGAIN = (10, 100, 1000, 10_000)  # batches: a loss may gain terms in time
 
 Examine = Callable[[HeadTap, Any, StepRunner, LossKind], None]
@@ -43,6 +44,7 @@ class Inspector:
         self._module, self._settings, self._runner = module, settings, runner
         self.sums, self._later = Sums(), list(_CHECKED_AGAIN)
         self.loss: LossKind = "unknown"
+        self._has_asked = False  # enough examples to know
         self.examine: Examine | None = None
 
     def prepare(self, batch: Any, size: int) -> HeadTap | None:
@@ -66,12 +68,19 @@ class Inspector:
         torch.compiler.reset()  # what was traced before, in a sanity check, has no tap
         self._runner.settle()
         tap, self.loss = prepared
-        if self.loss in ("sum", "coupled sum"):
-            own = self._settings.per_sample_loss is not None
-            self.sums = Sums(True, not own, self._grow(trial, tap))
+        self._note(trial, tap)
         if self.examine is not None:
             self.examine(tap, batch, self._runner, self.loss)
         return tap
+
+    def _note(self, trial: Trial, tap: HeadTap) -> None:
+        """Learn from the kind of loss what is summed, as far as it could be told."""
+        self._has_asked = trial.examples >= _ENOUGH // 2
+        if self.loss in ("sum", "coupled sum"):
+            own = self._settings.per_sample_loss is not None
+            self.sums = Sums(True, not own, self._grow(trial, tap))
+        elif self.loss != "unknown":
+            self.sums = Sums()
 
     def _grow(self, trial: Trial, tap: HeadTap) -> bool:
         """Whether scores grow with the batch, as those by a summed loss may."""
@@ -82,6 +91,11 @@ class Inspector:
 
     def check_again(self, tap: HeadTap, batch: Any, size: int, number: int) -> None:
         """Look again, at a few of the batches, for parameters around the head."""
+        if not self._has_asked and size >= _ENOUGH:
+            trial = self._trial(batch, size)
+            with suppress(NoLossError):
+                self.loss = trial.loss_kind(tap)
+                self._note(trial, tap)
         due = bool(self._later) and number >= self._later[0]
         if due and self._runner.is_first_of_step:
             self._later.pop(0)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from lightning_is import host
 from lightning_is.monitor import Readback, sent
+from lightning_is.progress import Progress
 from lightning_is.sampling.costs import Timing
 from lightning_is.sampling.gate import Evidence, Gate, Sizes
 from lightning_is.sampling.moments import evidence, moments, no_moments, only_faults
 from lightning_is.sampling.numerics import check_scores, even_unless_finite
-from lightning_is.settings import Progress, Settings
+from lightning_is.settings import Settings
 from lightning_is.skips import Skips
 from lightning_is.step import Step
 
@@ -34,7 +35,6 @@ class Ledger:
 
     Attributes:
         last: The evidence last handed over.
-        largest: Examples of the largest batch of this fit.
         batches: Batches of this fit.
         skips: Counts steps whose scores are not finite.
     """
@@ -52,14 +52,13 @@ class Ledger:
         self._readback = Readback()
         self._scores: Tensor | None = None  # behind what is being read back
         self.last: Evidence | None = None
-        self.largest = 0
         self.batches = 0
         self._timings: list[Timing] = []  # since the gate was last told
         self.skips = Skips(settings, counts)
 
     def note(self, size: int) -> None:
         """Take in the size of a batch that arrived."""
-        self.largest = max(self.largest, size)
+        self._counts.largest = max(self._counts.largest, size)
         self.batches += 1
         self._counts.batches += 1
 
@@ -67,7 +66,7 @@ class Ledger:
     def presample_size(self) -> int:
         """Examples that an open step scores."""
         sampler = host.presample_sampler(self._trainer)
-        return self.largest if sampler is None else sampler.presample_size
+        return self._counts.largest if sampler is None else sampler.presample_size
 
     def is_due(self) -> bool:
         """Whether a step should be looked at: for the gate, or for the logs."""

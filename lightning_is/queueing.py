@@ -64,6 +64,7 @@ class Queue:
             losses.append(scored.scores)
             if self._drawer.must_skip(scored.scores):
                 step.drawn_from, step.examples = torch.cat(losses), size
+                step.is_scored = True
                 return batch
             stuck = len(losses) == _MOST_BATCHES
             self._accept(batch, scored.scores, everyone=stuck)

@@ -13,7 +13,7 @@ from lightning_is.data.batch import rebuild, versions
 from lightning_is.manual import ManualStep
 from lightning_is.scoring.context import TracelessContext
 from lightning_is.settings import Settings
-from lightning_is.strategies import least, run_within, shards
+from lightning_is.strategies import least, ranks_meet, run_within, shards
 
 
 class NoLossError(Exception):
@@ -33,6 +33,7 @@ class StepRunner:
         module: As given.
         context: Keeps what the step would change.
         device: That batches are on; a sharded module may be elsewhere.
+        meets: Whether ranks wait for one another in every forward pass.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class StepRunner:
         self._writes = self._is_settled = False
         self._takes_batch_idx = host.takes_batch_idx(module)
         self.device = trainer.strategy.root_device
+        self.meets = ranks_meet(trainer, module)
         automatic = module.automatic_optimization
         self._manual = None if automatic else ManualStep(module)
         self.context = TracelessContext(
@@ -63,7 +65,7 @@ class StepRunner:
 
     def least(self, size: int) -> int:
         """Return a size that all have, if ranks must do the same; waits for it then."""
-        return least(self._trainer, size)
+        return least(self._trainer, size) if self.meets else size
 
     @contextmanager
     def traceless(

@@ -90,16 +90,21 @@ class ScoringPass:
             return self._fully(tap, batch, examples, update_statistics)
         return self._cheaply(tap, batch, examples, update_statistics)
 
-    def check(self, tap: HeadTap, batch: Any, found: Scored, wanted: int) -> None:
+    def check(
+        self, tap: HeadTap, batch: Any, found: Scored | None, wanted: int
+    ) -> None:
         """Score a batch once more, fully, if it is time to; waits for the device then.
 
         Args:
             tap: On the head of the module.
             batch: That was scored.
-            found: Its scores.
+            found: Its scores; None if there are none to compare on this rank.
             wanted: Examples that are drawn by them.
         """
         if not (self.is_cheap and self._checks.cheap.is_due()):
+            return
+        if found is None:
+            self._shared(torch.zeros(5, dtype=torch.float64))  # as many as others send
             return
         marks, scored = [self._watch.mark()], None
         for way in (self._cheaply, self._fully):
@@ -146,13 +151,19 @@ class ScoringPass:
         rows = [one & other, rank_correlation(cheap, full), noisier]
         rows += [noisier.new_tensor(value) for value in seconds]
         packed = torch.stack([row.to(full.device, torch.float64) for row in rows])
-        shared = self._trainer.strategy.reduce(packed, reduce_op="mean")
-        usable, correlation, inflated, less, more = torch.as_tensor(shared).tolist()
+        usable, correlation, inflated, less, more = self._shared(packed)
         if usable < 1:
             return  # on some rank there was nothing to compare
         # A step on those drawn runs them forth and back.
         rest = 3 * more * wanted / len(full) + 1e-9
         fidelity.judge(correlation, inflated, (more + rest) / (less + rest))
+
+    def _shared(self, packed: Tensor) -> list[float]:
+        """Return the mean over all ranks, each of which must have come here."""
+        packed = packed.to(self._runner.device)
+        shared = self._trainer.strategy.reduce(packed, reduce_op="mean")
+        found: list[float] = torch.as_tensor(shared).tolist()
+        return found
 
     def _fully(
         self, tap: HeadTap, batch: Any, examples: int, update_statistics: bool
@@ -191,7 +202,7 @@ class ScoringPass:
         score, parts = settings.scorer.score, self.chunking.parts(examples)
         if parts > 1:
             norms = runner.context.norms
-            score = Chunked(settings.scorer, parts, sums, norms).score
+            score = Chunked(settings.scorer, parts, sums, norms, runner.device).score
         context = runner.traceless(update_statistics=update_statistics)
         with context, precision or nullcontext():  # within that of the Trainer
             try:

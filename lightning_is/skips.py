@@ -7,7 +7,8 @@ from typing import final
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_is.settings import Progress, Settings
+from lightning_is.progress import Progress
+from lightning_is.settings import Settings
 
 
 @final
@@ -31,9 +32,9 @@ class Skips:
         self._has_warned = True
         rank_zero_warn(
             f"Scores must be finite, got {scores:.0f} that are not. Such a step is "
-            "skipped: it trains, but its examples are drawn uniformly, and neither "
-            "gate nor source learns from it; `is/skipped` counts them. Look at the "
-            "loss of these examples (overflow, log of 0, bad labels), or pass "
+            "skipped: it trains, but its examples are drawn uniformly, and the gate "
+            "learns nothing from it; `is/skipped` counts them. Look at the loss of "
+            "these examples (overflow, log of 0, bad labels), or pass "
             '`bad_scores="raise"` to stop there.'
         )
 

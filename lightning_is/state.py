@@ -5,9 +5,10 @@ from typing import Any, final
 
 from lightning_is.data.source import IndexSource
 from lightning_is.fidelity import Checks
+from lightning_is.progress import Progress
 from lightning_is.sampling.gate import Gate
 from lightning_is.sampling.percentile import LossPercentile
-from lightning_is.settings import Progress
+from lightning_is.scoring.chunks import Sums
 
 _VERSION = 3  # 1 had no source and no acceptance, 2 no checks
 
@@ -20,6 +21,7 @@ class State:
     Attributes:
         gate: Decides when to sample.
         draws: Seed and counts.
+        sums: What of the user's step is a sum over the examples.
         source: Chooses what to load, if there is one.
         acceptance: Accepts examples one by one, if there is one.
         checks: Whether it pays to score less.
@@ -34,9 +36,14 @@ class State:
     source: IndexSource | None = None
     acceptance: LossPercentile | None = None
     checks: Checks = field(default_factory=Checks)
+    sums: Sums = field(default_factory=Sums)
     under_way: list[Any] = field(default_factory=list)
     kept: list[Any] = field(default_factory=list)
     queued: list[Any] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Forget what was seen of another fit: its loader and its loss."""
+        self.draws.largest, self.sums = 0, Sums()
 
     def save(self) -> dict[str, Any]:
         """Return all of it in tensors and plain types."""
@@ -47,6 +54,8 @@ class State:
             "batches": self.draws.batches,
             "pending": self.draws.pending,
             "skipped": self.draws.skipped,
+            "largest": self.draws.largest,
+            "sums": list(self.sums),
             "gate": self.gate.state_dict(),
             "checks": self.checks.state_dict(),
             "kept": self.kept,
@@ -86,6 +95,8 @@ class State:
         self.draws.batches = state.get("batches", 0)
         self.draws.pending = state.get("pending", 0)
         self.draws.skipped = state.get("skipped", 0)
+        self.draws.largest = state.get("largest", 0)
+        self.sums = Sums(*state.get("sums", ()))
         self.kept = list(state.get("kept", []))
         if "checks" in state:
             self.checks.load_state_dict(state["checks"])

@@ -21,6 +21,7 @@ class Step:
         index: Of what was loaded, in the dataset, if it was drawn before.
         is_kept: Whether they come from a presample that arrived before this batch.
         is_sampled: Whether the examples were drawn by their scores.
+        is_scored: Whether a pass took in the statistics of what was loaded.
         scores: Of everything that was loaded, without the weights it came with.
         drawn_from: Scores, weighted, that the draw was made by.
         loss: Mean over everything that was loaded.
@@ -35,11 +36,17 @@ class Step:
     index: Tensor | None = None
     is_kept: bool = False
     is_sampled: bool = False
+    is_scored: bool = False
     scores: Tensor | None = None
     drawn_from: Tensor | None = None
     loss: Tensor | None = None
     scoring: tuple[Mark, Mark] | None = None
     read: Reading | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Examples loaded, and trained on."""
+        return self.loaded, self.examples
 
     @property
     def counting(self) -> Tensor | None:

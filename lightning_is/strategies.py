@@ -76,10 +76,16 @@ def shards(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy, _SHARDED)
 
 
+def ranks_meet(trainer: Trainer, module: nn.Module) -> bool:
+    """Whether ranks wait for one another in every forward pass."""
+    if trainer.world_size == 1:
+        return False
+    synced = any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
+    return synced or shards(trainer)
+
+
 def least(trainer: Trainer, size: int) -> int:
-    """Return a size that every rank has, where they must agree; waits for them then."""
-    if not shards(trainer):
-        return size
+    """Return a size that every rank has; waits for them."""
     sizes = torch.tensor(float(size), device=trainer.strategy.root_device)
     return int(trainer.strategy.reduce(sizes, reduce_op="min"))
 

@@ -7,4 +7,5 @@ cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-exec "$python" -m pytest "$@"
+# A process for each core; an epilogue of one slow file would leave the others idle.
+exec "$python" -m pytest --numprocesses auto --dist worksteal "$@"

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from lightning_is import ImportanceSamplingCallback, monitor
 from lightning_is.data import IndexSource, PassSource
 from lightning_is.feed import Feed
+from lightning_is.progress import Progress
 from lightning_is.sampling import (
     AdaptiveSize,
     AlwaysOpen,
@@ -21,7 +22,6 @@ from lightning_is.sampling import (
 from lightning_is.sampling.costs import Timing
 from lightning_is.sampling.passes import Shuffled
 from lightning_is.scoring import Loss
-from lightning_is.settings import Progress
 from lightning_is.state import State
 
 N, BATCH = 24, 4

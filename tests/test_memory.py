@@ -6,6 +6,7 @@ import weakref
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_is import ImportanceSamplingCallback, OversamplingDataModule, chunking
-from lightning_is.sampling import AlwaysOpen
+from lightning_is.data import PassSource
+from lightning_is.sampling import AlwaysOpen, Shuffled
 from lightning_is.scoring import GradientNorm, HeadTap, Loss, Step, UpperBound
 from lightning_is.scoring.chunks import Chunked, Sums
 
@@ -284,8 +286,29 @@ def test_where_ranks_meet_the_size_must_be_announced(kit, monkeypatch):
     monkeypatch.setattr(chunking, "ranks_meet", lambda trainer, module: True)
     data = DataLoader([list(kit.examples(N))] * 3, batch_size=None)
     assert sizes_of_passes(kit, opened(), data) == [N, BATCH]
-    with pytest.raises(RuntimeError, match="a loader that announces no batch size"):
-        sizes_of_passes(kit, opened(score_chunk_size=4), data)
+    for settings in ({"score_chunk_size": 4}, {"when_closed": "subset"}):
+        with pytest.raises(RuntimeError, match="a loader that announces no batch size"):
+            sizes_of_passes(kit, opened(**settings), data)
+
+
+def test_a_source_announces_the_batch_size_of_the_users_loader(kit, monkeypatch):
+    monkeypatch.setattr(chunking, "ranks_meet", lambda trainer, module: True)
+    source = PassSource(Shuffled(), warm_passes=0)
+    sampling = opened(score_chunk_size=4, source=source)
+    assert sizes_of_passes(kit, sampling, kit.loader(2 * N, N))[-1] == BATCH
+
+
+def test_scores_of_a_part_are_one_for_each_of_its_examples(kit):
+    class TooMany:
+        observing = UpperBound().observing
+
+        def score(self, step, tap, examples):
+            found = UpperBound().score(step, tap, examples)
+            return found._replace(scores=found.scores.repeat(2))
+
+    sampling = opened(scorer=TooMany(), score_chunk_size=4)
+    with pytest.raises(ValueError, match="must return one score per example"):
+        sizes_of_passes(kit, sampling, kit.loader(N, N))
 
 
 def test_ranks_meet_in_synchronised_layers_and_sharded_modules(kit, monkeypatch):
@@ -294,7 +317,8 @@ def test_ranks_meet_in_synchronised_layers_and_sharded_modules(kit, monkeypatch)
     trainer = kit.trainer()
     assert not chunking.ranks_meet(trainer, synced)
     monkeypatch.setattr(L.Trainer, "world_size", 2)
-    assert chunking.ranks_meet(trainer, plain)  # no DDP: sharded
+    trainer._accelerator_connector.strategy = object.__new__(FSDPStrategy)
+    assert chunking.ranks_meet(trainer, plain)
     trainer = kit.trainer(strategy="ddp")
     assert not chunking.ranks_meet(trainer, plain)
     assert chunking.ranks_meet(trainer, synced)
@@ -425,7 +449,7 @@ def test_an_open_step_takes_a_plain_one_and_what_was_loaded(kit):
     data = TensorDataset(*kit.examples(320, (1, 8, 8)))
     loader = DataLoader(data, batch_size=size)
     plain = most_held(kit, loader)
-    inputs = loaded * (64 * 4 + 8)
+    inputs = loaded * (64 * 4 + 8 + 8)  # images, labels, and a score of each
     most = {
         chunk: most_held(
             kit,

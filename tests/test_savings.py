@@ -13,6 +13,7 @@ from lightning_is import ImportanceSamplingCallback, fidelity
 from lightning_is.fidelity import Fidelity, inflation, rank_correlation
 from lightning_is.sampling import AlwaysOpen, ImportancePlan, Mixed
 from lightning_is.scoring import Scored, UpperBound
+from lightning_is.scoring_pass import ScoringPass
 
 N, BATCH = 12, 4
 
@@ -216,6 +217,28 @@ def test_checks_are_rare(kit):
     kit.trainer(sampling, max_steps=205, max_epochs=-1).fit(module, loader())
     full = [d for d, size, _ in module.seen[-408:] if size == N]
     assert full.count(torch.float32) == 2
+
+
+@pytest.mark.parametrize("missing", [2, 7])
+def test_ranks_come_to_checks_together_whoever_has_nothing_to_compare(
+    kit, monkeypatch, missing
+):
+    """Where one rank scores none of a batch, it still counts, and joins the others."""
+    monkeypatch.setattr(fidelity, "_EVERY", 3)
+    met, count = [], ScoringPass._shared
+
+    def shared(self, packed):
+        met.append((module.trainer.fit_loop.batch_idx, float(packed[0])))
+        return count(self, packed)
+
+    monkeypatch.setattr(ScoringPass, "_shared", shared)
+    rows = [list(range(N))] * 10
+    rows[missing] = list(range(BATCH))  # too few to draw from
+    data = DataLoader(loader().dataset, batch_sampler=rows)
+    module = Classifier()
+    kit.trainer(opened(score_precision="bf16"), max_epochs=1).fit(module, data)
+    assert [place + 1 for place, _ in met] == [2, 5, 8]
+    assert [usable for _, usable in met] == [missing != place for place in (2, 5, 8)]
 
 
 def test_a_check_leaves_no_trace(kit, monkeypatch):

@@ -294,7 +294,23 @@ def test_scores_computed_afresh_are_held_to_the_same(kit, policy):
 def test_who_accepts_one_by_one_trains_on_the_ordinary_batch(kit):
     acceptance = LossPercentile()
     ours = {"acceptance": acceptance, "gate": Window(warmup=0.0)}
-    module = Numbered()
+
+    takes_in = []  # whether steps take in the statistics of their batches
+
+    class Normed(Numbered):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            self.now = x[:, 0].long()
+            self.seen.append(self.now.tolist())
+            if torch.is_grad_enabled():
+                takes_in.append(self.norm.training and self.norm.track_running_stats)
+            return functional.cross_entropy(self.norm(self.head(x / N)), y)
+
+    module = Normed()
     scorer = Flaky(module, 3, scorer=Loss())
     scorer.observing = Loss().observing  # what the step itself leaves behind is fine
     sampling = ImportanceSamplingCallback(scorer=scorer, **ours)
@@ -306,6 +322,8 @@ def test_who_accepts_one_by_one_trains_on_the_ordinary_batch(kit):
     # Those steps alone train on a whole batch as loaded, example 3 in it.
     assert sum(3 in ids for ids in module.seen) >= skipped
     assert torch.isfinite(acceptance.state_dict()["losses"]).all()
+    assert len(takes_in) >= trainer.global_step
+    assert not any(takes_in)  # the pass that scored did
     assert all(p.isfinite().all() for p in module.parameters())
 
 

@@ -250,6 +250,8 @@ def test_lbfgs_by_hand_draws_once_and_is_read_at_its_first_evaluation(kit):
     for scorer in (UpperBound(), Loss()):
         _, _, rows = fitted(kit, Quasi, NeverOpen, scorer=scorer, max_steps=1)
         _, _, plain = fitted(kit, Automatic, NeverOpen, scorer=scorer, max_steps=1)
+        _, _, auto = fitted(kit, QuasiAutomatic, NeverOpen, scorer=scorer, max_steps=1)
+        assert auto[0]["is/tau"] == pytest.approx(plain[0]["is/tau"])
         names = "is/tau", "is/presample_loss"
         assert [rows[0][n] for n in names] == pytest.approx(
             [plain[0][n] for n in names]

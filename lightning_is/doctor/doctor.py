@@ -108,6 +108,9 @@ class Doctor:
         course = Course.of(*given, settings.count(batch))
         notes = of_module(module, settings, course.presample) if course.draws else []
         obstacle, times = _obstacle(self._trainer, module), None
+        chunk = settings.score_chunk_size or course.ordinary.batch
+        if chunk < course.ordinary.batch:  # nothing else may ever train on as many
+            obstacle = "with a `score_chunk_size` a step on a whole batch may not fit"
         if obstacle is None:
             try:
                 times = self._times(tap, batch, runner, course)

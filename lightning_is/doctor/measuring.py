@@ -1,6 +1,6 @@
 """Measuring what steps cost, on one batch, without a trace."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, final
@@ -83,12 +83,24 @@ class Trials:
             share = scored / whole
             drawn = min(trained * course.parts, whole)
             kinds.append(partial(self._score, whole, drawn))
-        first = [self._time(kind) for kind in kinds]
+        first = self._first(kinds)
         more = range(self._more_rounds(sum(first)))
         rounds = [first, *([self._time(kind) for kind in kinds] for _ in more)]
         closed, *rest = map(min, zip(*rounds, strict=True))
         score = rest.pop() * share if sizes else 0.0
         return Times(closed, score, tuple(rest))
+
+    def _first(self, kinds: Sequence[Callable[[], None]]) -> list[float]:
+        """Warm up; all ranks go on from here, or none does."""
+        found, problem = [], None
+        try:
+            found = [self._time(kind) for kind in kinds]
+        except Exception as error:  # an example too many for the memory, say
+            problem = error
+        strategy = self._trainer.strategy
+        if not strategy.reduce_boolean_decision(problem is None, all=True):
+            raise problem or RuntimeError("another rank could not make the steps")
+        return found
 
     def _more_rounds(self, seconds: float) -> int:
         """Say how often to go on: short steps are disturbed more, and cost less.

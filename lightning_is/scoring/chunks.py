@@ -43,12 +43,14 @@ class Chunked:
             many times: other ranks may wait for them.
         sums: What is summed.
         norms: Layers that keep running statistics.
+        device: That batches are on; a sharded module may be elsewhere.
     """
 
     scorer: Scorer
     count: int
     sums: Sums
     norms: Sequence[nn.Module] = ()
+    device: torch.device | None = None
 
     def score(self, step: Step, tap: HeadTap, examples: int) -> Scored:
         """Score a batch, as a `Scorer` does.
@@ -57,14 +59,14 @@ class Chunked:
             RuntimeError: If batch normalisation would get a single example.
         """
         self._refuse_singles(examples)
-        device = next(step.module.parameters()).device
-        places = torch.arange(examples, device=device)
+        places = torch.arange(examples, device=self.device)
         average, scores, losses = _Average(self.norms), [], []
         for part in places.tensor_split(self.count):
             share = len(part) / examples
             used = part if len(part) else places[:1]
             batch = step.take(step.batch, used)
             found = self.scorer.score(replace(step, batch=batch), tap, len(used))
+            found.check(len(used), places.device)
             average.take_in(share)
             grown = share if self.sums.scores and share else 1.0
             scores.append(found.scores[: len(part)] / grown)
