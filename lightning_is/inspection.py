@@ -91,13 +91,15 @@ class Inspector:
 
     def check_again(self, tap: HeadTap, batch: Any, size: int, number: int) -> None:
         """Look again, at a few of the batches, for parameters around the head."""
-        if not self._has_asked and size >= _ENOUGH:
+        first = self._runner.is_first_of_step
+        # All ranks are asked for their size, and find the same.
+        if not self._has_asked and first and self._runner.least(size) >= _ENOUGH:
             trial = self._trial(batch, size)
             with suppress(NoLossError):
                 self.loss = trial.loss_kind(tap)
                 self._note(trial, tap)
         due = bool(self._later) and number >= self._later[0]
-        if due and self._runner.is_first_of_step:
+        if due and first:
             self._later.pop(0)
             with suppress(NoLossError), torch.compiler.set_stance("force_eager"):
                 self._trial(batch, size).refuse_bypass(tap)

@@ -346,7 +346,7 @@ def test_the_largest_presample_is_the_dataset():
 
 @pytest.mark.parametrize("size", [0, -3])
 def test_a_presample_of_none_is_refused_at_once(size: int):
-    message = rf"`presample_size` must be at least 1, got {size}\."
+    message = rf"`presample_size` must be a whole number of at least 1, got {size}\."
     with pytest.raises(ValueError, match=message):
         OversamplingDataModule(loader(), size)
 
