@@ -193,11 +193,10 @@ class Fit:
                 # Not `module.log`: the user's own may take other arguments.
                 log = partial(LightningModule.log, module, name, value)
                 log(prog_bar=shown, on_step=True, batch_size=1)
-        if trainer.is_last_batch:
+        on_host = trainer.strategy.root_device.type == "cpu"  # nothing to wait for
+        if on_host or trainer.is_last_batch:
             # A run resumed at the end of an epoch is not told that the next begins.
-            # Else it is told a step later: what is left of a small pass is just what
-            # the last step did not see, so a size chosen by that would be biased.
-            self.engine.ledger.tell_loader()
+            self.engine.ledger.tell_loader(of_size=trainer.is_last_batch)
         self.engine.times.leave()
 
     def settle(self) -> None:

@@ -224,17 +224,19 @@ class Ledger:
         wanted = min(self._settings.wanted(loaded), loaded)
         return Sizes(loaded, wanted if subset else loaded)
 
-    def tell_loader(self) -> None:
-        """Take in what the last step showed, and let the loader know of it.
+    def tell_loader(self, *, of_size: bool = True) -> None:
+        """Take in what the last step showed, and let the loader know, at fixed times.
 
-        At fixed times alone: to log or to save must not change what is loaded.
+        Args:
+            of_size: Also how many to load. Within a pass that is a step late, as the
+                rest of a small one is just what the last step did not see.
         """
         self.settle()
         sampler = host.presample_sampler(self._trainer)
         if sampler is not None:
             sampler.is_open = self._gate.is_open
             sizes = self._gate.sizes(sampler.presample_size, sampler.batch_size)
-            sampler.open_size = sizes.presample
+            sampler.open_size = sizes.presample if of_size else sampler.open_size
 
     def _candidates(self, loaded: int) -> tuple[int, ...]:
         """Sizes, of as many loaded, whose gain the gate wants to know."""

@@ -143,15 +143,18 @@ def test_a_gate_that_chooses_sizes_keeps_the_size_of_the_step(kit, reduce):
 
 
 def test_presamples_have_the_size_that_the_gate_asks_for(kit):
-    """Each that arrives while it is open; elsewhere batches of the loader's own."""
+    """Each that arrives while it is open, a step late; else batches of the loader's."""
     gate = ConstantTime(threshold=1.5, smoothing=0.5, menu=16)
     arrived: list[int] = []
     asked: list[int] = []
+    told: list[int] = []
 
     class Watching(OversamplingDataModule):
         def on_before_batch_transfer(self, batch, dataloader_idx):
+            told.append(gate.sizes(32, 16).presample)
+            size = told[-1 if len(arrived) % 6 == 0 else -2]  # at once in a new epoch
             arrived.append(len(batch[0]))
-            asked.append(gate.sizes(32, 16).presample if gate.is_open else 16)
+            asked.append(size if gate.is_open else 16)
             return batch
 
     sampling = ImportanceSamplingCallback(16, gate=gate, when_closed="subset")
