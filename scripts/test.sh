@@ -7,5 +7,5 @@ cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-# A process for each core; an epilogue of one slow file would leave the others idle.
+# A process for each core; one that runs out of tests takes some of the others.
 exec "$python" -m pytest --numprocesses auto --dist worksteal "$@"

@@ -157,6 +157,19 @@ KINDS = {  # what is trained: data for so many workers, and the callback
 }
 
 
+def quiet(callbacks: list[L.Callback], **settings: object) -> L.Trainer:
+    """Make a Trainer that tells nobody, and stops by its steps unless told."""
+    calm = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "max_epochs": -1,
+    }
+    return L.Trainer(
+        accelerator="cpu", devices=1, callbacks=callbacks, **(calm | settings)
+    )
+
+
 class Run:
     """A run of a kind, and what it left behind."""
 
@@ -173,17 +186,8 @@ class Run:
             every_n_train_steps=SAVED_EVERY,
             save_top_k=-1,
         )
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_epochs=-1,
-            max_steps=STEPS,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            log_every_n_steps=1,
-            callbacks=[keep] if self.sampling is None else [self.sampling, keep],
-        )
+        callbacks = [keep] if self.sampling is None else [self.sampling, keep]
+        trainer = quiet(callbacks, max_steps=STEPS, log_every_n_steps=1)
         ours = isinstance(self.data, L.LightningDataModule)
         given = {"datamodule" if ours else "train_dataloaders": self.data}
         trainer.fit(self.module, **given, ckpt_path=ckpt, weights_only=True)
@@ -322,18 +326,8 @@ def test_a_run_is_resumed_by_a_callback_that_the_checkpoint_knows_nothing_of(tmp
 def test_saving_and_logging_change_no_draw(tmp_path):
     often = Run("presample", 2, tmp_path).train()
     seldom = Run("presample", 2, tmp_path)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=-1,
-        max_steps=STEPS,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=10**9,
-        callbacks=[seldom.sampling],
-    )
+    saves = {"enable_checkpointing": False, "log_every_n_steps": 10**9}
+    trainer = quiet([seldom.sampling], max_steps=STEPS, **saves)
     trainer.fit(seldom.module, datamodule=seldom.data)
     drawn = [[row[1] for row in run.module.rows] for run in (often, seldom)]
     assert drawn[0] == drawn[1]
@@ -348,16 +342,7 @@ class Summed(Numbered):
 def begun(rows: list[list[int]], state: dict | None = None) -> dict:
     """State of a callback after a fit over these batches, that summed its loss."""
     sampling, data = ImportanceSamplingCallback(2, gate=AlwaysOpen()), plain(0).dataset
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[sampling],
-    )
+    trainer = quiet([sampling], max_epochs=1, enable_checkpointing=False)
     if state is not None:  # restored as from a checkpoint: between setup and fit
         before = sampling.on_fit_start
 
