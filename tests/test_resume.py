@@ -367,6 +367,15 @@ def test_what_a_large_batch_showed_outlives_a_small_one():
     assert begun([small, large])["sums"] == told["sums"]  # asked again in time
 
 
+def test_a_second_fit_knows_nothing_of_the_loader_of_the_first():
+    sampling, data = ImportanceSamplingCallback(2, gate=AlwaysOpen()), plain(0).dataset
+    for size in (8, 4):
+        rows = [list(range(size))] * 2
+        trainer = quiet([sampling], max_epochs=1, enable_checkpointing=False)
+        trainer.fit(Numbered(), DataLoader(data, batch_sampler=rows))
+        assert sampling.state_dict()["largest"] == size
+
+
 def test_a_presample_that_was_not_loaded_again_is_not_drawn_from(tmp_path):
     """What is left of one belongs to no other: a new loader begins with a new one."""
     run = Run("score_every", 0, tmp_path).train()
