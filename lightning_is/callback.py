@@ -10,6 +10,7 @@ from lightning_is.doctor import Report
 from lightning_is.fidelity import Checks
 from lightning_is.fit import Fit
 from lightning_is.hooks import FitHooks
+from lightning_is.precision import Precision, ScorePrecision
 from lightning_is.progress import Progress
 from lightning_is.sampling import (
     Gate,
@@ -27,7 +28,6 @@ from lightning_is.settings import (
     ExampleLosses,
     Head,
     IndexFunction,
-    ScorePrecision,
     Settings,
     WhenClosed,
 )
@@ -66,7 +66,9 @@ class ImportanceSamplingCallback(FitHooks):
         score_mode: Score with dropout off (``"eval"``) or as in training (``"train"``).
         scale_factor: Score images of so much of their height and width, in ``(0, 1]``.
             Below 1, running statistics come from what is trained on.
-        score_precision: Score in ``"bf16"`` or ``"fp16"``; None is the Trainer's own.
+        score_precision: Score in ``"bf16"`` or ``"fp16"``; None is the Trainer's own;
+            ``"auto"`` is bf16 if one process computes in float32 and that is faster on
+            this machine, which is tried on the first scored batch.
         proxy: Score by the step of another module, smaller or an average of this one,
             which somebody else updates; statistics as below 1. Every hundredth draw
             checks these three: with a warning, full scores replace what does not pay.
@@ -141,7 +143,7 @@ class ImportanceSamplingCallback(FitHooks):
         if acceptance is not None:
             source = PassSource(Shuffled())  # loads as many batches as it takes
         gate = gate or settings.default_gate(source, acceptance)
-        checks = Checks(settings.savings)
+        checks = Checks(settings.savings, Precision(score_precision))
         self._state = State(gate, Progress(seed), source, acceptance, checks)
         self.progress: Callable[[], float] | None = None
         self._fit = Fit(settings, self._state, self)

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
+from lightning_is.precision import Precision
 from lightning_is.sampling.plan import ImportancePlan
 
 _EVERY = 100  # uses: the cost of a check vanishes, what it shows changes slowly
@@ -65,13 +66,16 @@ class Fidelity:
 
     Args:
         what: The saving, to name it in a warning.
+        must_save: Whether it also does not pay where it takes longer; else what the
+            user asked for is left for what it loses alone.
 
     Attributes:
         is_worth: False once it was found not to pay, from then on.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, must_save: bool = False) -> None:
         self._what, self.is_worth = what, True
+        self._least = 0.0 if must_save else 1.0
         self._uses = 0
         self._checks: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW)
 
@@ -92,7 +96,7 @@ class Fidelity:
         if len(self._checks) < _LEAST or not self.is_worth:
             return
         _, inflated, saving = (median(column) for column in self._columns())
-        if inflated <= max(saving, 1.0) * (1 + 1e-3):
+        if inflated <= max(saving, self._least) * (1 + 1e-3):
             return
         self.is_worth = False
         rank_zero_warn(
@@ -131,24 +135,35 @@ class Checks:
 
     Args:
         savings: What makes scores cost less than the user's step, by name.
+        precision: That scores are computed in.
 
     Attributes:
         cheap: What was found of those savings.
         age: Of scores that serve for several steps.
     """
 
-    def __init__(self, savings: Sequence[str] = ()) -> None:
-        self.cheap = Fidelity(" and ".join(savings))
+    def __init__(
+        self, savings: Sequence[str] = (), precision: Precision | None = None
+    ) -> None:
+        self.precision = precision or Precision()
+        found_out = self.precision.is_found_out
+        self.cheap = Fidelity(" and ".join(savings), must_save=found_out)
         self.age = Fidelity("`score_every`")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was found, in plain types."""
-        return {"cheap": self.cheap.state_dict(), "age": self.age.state_dict()}
+        return {
+            "cheap": self.cheap.state_dict(),
+            "age": self.age.state_dict(),
+            "precision": self.precision.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
         self.cheap.load_state_dict(state["cheap"])
         self.age.load_state_dict(state["age"])
+        if "precision" in state:  # older checkpoints do not have it
+            self.precision.load_state_dict(state["precision"])
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:

@@ -235,3 +235,12 @@ def logs_now(trainer: Trainer) -> bool:
     """Whether the step that just ended is one that the loggers are told of."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return not trainer.barebones and every > 0 and trainer.global_step % every == 0
+
+
+def is_compiled(module: LightningModule) -> bool:
+    """Whether torch.compile was called on a module, a part of it or its step."""
+    step = "_torchdynamo_orig_callable" in vars(module.training_step)
+    return step or any(
+        type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None
+        for part in module.modules()
+    )

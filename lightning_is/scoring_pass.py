@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, final
 
@@ -14,10 +15,11 @@ from lightning_is.data.batch import leaves, with_leaves
 from lightning_is.fidelity import Checks, Fidelity, inflation, rank_correlation
 from lightning_is.inspection import Inspector
 from lightning_is.monitor import Stopwatch
+from lightning_is.precision import can_try
 from lightning_is.runner import NoLossError, StepRunner
 from lightning_is.sampling.numerics import even_unless_finite
 from lightning_is.scoring.chunks import Chunked, Sums
-from lightning_is.scoring.scaling import shrunk
+from lightning_is.scoring.scaling import shrunk, too_small
 from lightning_is.scoring.scorer import Scored, Step
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.settings import Settings
@@ -57,14 +59,13 @@ class ScoringPass:
     @property
     def is_cheap(self) -> bool:
         """Whether something cheaper than the user's step as it is gives the scores."""
-        return bool(self._settings.savings) and self._checks.cheap.is_worth
+        narrow = self._checks.precision.dtype is not None
+        return (narrow or self._settings.reduces) and self._checks.cheap.is_worth
 
     @property
     def sees_everything(self) -> bool:
         """Whether the module itself sees what was loaded, as it will be trained on."""
-        return not self.is_cheap or (
-            self._settings.scale_factor == 1 and self._settings.proxy is None
-        )
+        return not (self.is_cheap and self._settings.reduces)
 
     @property
     def may_age(self) -> bool:
@@ -73,8 +74,7 @@ class ScoringPass:
 
     def metrics(self) -> dict[str, float]:
         """Return what the checks of cheap, or old, scores found."""
-        saves = bool(self._settings.savings)
-        return (self._checks.cheap if saves else self._checks.age).metrics()
+        return self._checks.cheap.metrics() or self._checks.age.metrics()
 
     def close(self) -> None:
         """Leave the proxy as it was found."""
@@ -82,13 +82,22 @@ class ScoringPass:
             self._stand_in[1].detach()
             self._settings.proxy.trainer = None
 
+    def settle(self, tap: HeadTap, batch: Any, examples: int) -> None:
+        """Find out what precision to score in, if that is still to be done."""
+        if not (precision := self._checks.precision).is_settled:
+            score = partial(self._cheaply, tap, batch, examples, False)
+            tries = can_try(self._trainer, self._runner.module)
+            precision.settle(score if tries else None, self._watch)
+
     def run(
         self, tap: HeadTap, batch: Any, examples: int, *, update_statistics: bool
     ) -> Scored | None:
         """Score a batch; None if the user's step returns no loss."""
+        self.settle(tap, batch, examples)
         if not self.is_cheap:
             return self._fully(tap, batch, examples, update_statistics)
-        return self._cheaply(tap, batch, examples, update_statistics)
+        dtype = self._checks.precision.dtype
+        return self._cheaply(tap, batch, examples, update_statistics, dtype)
 
     def check(
         self, tap: HeadTap, batch: Any, found: Scored | None, wanted: int
@@ -106,10 +115,11 @@ class ScoringPass:
         if found is None:
             self._shared(torch.zeros(5, dtype=torch.float64))  # as many as others send
             return
-        marks, scored = [self._watch.mark()], None
-        for way in (self._cheaply, self._fully):
-            scored = way(tap, batch, len(found.scores), update_statistics=False)
-            marks.append(self._watch.mark())
+        marks, this = [self._watch.mark()], (tap, batch, len(found.scores), False)
+        self._cheaply(*this, self._checks.precision.dtype)
+        marks.append(self._watch.mark())
+        scored = self._fully(*this)
+        marks.append(self._watch.mark())
         if scored is not None:
             times = [self._watch.seconds(*pair) for pair in pairwise(marks)]
             self._judge(self._checks.cheap, found.scores, scored.scores, wanted, times)
@@ -172,7 +182,12 @@ class ScoringPass:
         return self._score(way, batch, examples, update_statistics)
 
     def _cheaply(
-        self, tap: HeadTap, batch: Any, examples: int, update_statistics: bool
+        self,
+        tap: HeadTap,
+        batch: Any,
+        examples: int,
+        update_statistics: bool,
+        dtype: torch.dtype | None,
     ) -> Scored | None:
         settings, way = self._settings, (self._runner, tap, self.sums)
         update_statistics = update_statistics and self.sees_everything
@@ -180,13 +195,12 @@ class ScoringPass:
             batch = _shrunk(batch, settings.scale_factor)
         if settings.proxy is not None:
             way = self._proxied(settings.proxy, batch, examples)
-        kind, dtype = self._runner.device.type, settings.score_dtype
-        precision = torch.autocast(kind, dtype) if dtype else nullcontext()
+        precision = torch.autocast(self._runner.device.type, dtype) if dtype else None
         try:
             return self._score(way, batch, examples, update_statistics, precision)
         except Exception as problem:
             if settings.scale_factor < 1:
-                raise _too_small(settings.scale_factor, problem) from problem
+                raise too_small(settings.scale_factor, problem) from problem
             raise
 
     def _score(
@@ -234,11 +248,3 @@ def _shrunk(batch: Any, factor: float) -> Any:
     rows = leaves(batch)
     smaller = [shrunk(r, factor) if isinstance(r, torch.Tensor) else r for r in rows]
     return with_leaves(batch, smaller)
-
-
-def _too_small(factor: float, problem: Exception) -> RuntimeError:
-    return RuntimeError(
-        f"A module scored with `scale_factor={factor}` must accept smaller images, got "
-        f"from it: {problem}. Pool adaptively before the head, or leave "
-        "`scale_factor` at 1."
-    )

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_is.arguments import check_acceptance, check_kinds
 from lightning_is.data.batch import batch_size, take
 from lightning_is.data.source import IndexSource
+from lightning_is.precision import ScorePrecision
 from lightning_is.sampling.efficiency import AdaptiveSize, EfficiencyGate
 from lightning_is.sampling.gate import Gate
 from lightning_is.sampling.gates import NeverOpen
@@ -25,10 +25,7 @@ Head = str | nn.Module | Sequence[str | nn.Module]
 ExampleLosses = Callable[[LightningModule, Any], Tensor]
 IndexFunction = Callable[[Any, Tensor | None], Any]
 WhenClosed = Literal["all", "subset"]
-ScorePrecision = Literal["bf16", "fp16"]
 BadScores = Literal["skip", "raise"]
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -84,9 +81,9 @@ class Settings:
                 f"`scale_factor` must be in (0, 1], got {self.scale_factor}. 0.5 "
                 "scores images of half the height and width; 1 leaves them."
             )
-        if self.score_precision not in (None, *_DTYPES):
+        if self.score_precision not in (None, *get_args(ScorePrecision)):
             raise ValueError(
-                '`score_precision` must be "bf16", "fp16" or None, got '
+                '`score_precision` must be "auto", "bf16", "fp16" or None, got '
                 f"{self.score_precision!r}. None scores in the Trainer's precision."
             )
         if self.bad_scores not in ("skip", "raise"):
@@ -176,14 +173,14 @@ class Settings:
         return [name for name, is_used in used.items() if is_used]
 
     @property
+    def reduces(self) -> bool:
+        """Whether something smaller than what is trained on, or by, is scored."""
+        return self.scale_factor < 1 or self.proxy is not None
+
+    @property
     def forgives(self) -> bool:
         """Whether steps whose scores are not finite are skipped."""
         return self.bad_scores == "skip"
-
-    @property
-    def score_dtype(self) -> torch.dtype | None:
-        """What is computed in while scoring; None leaves that to the Trainer."""
-        return None if self.score_precision is None else _DTYPES[self.score_precision]
 
     def wanted(self, loaded: int) -> int:
         """Examples to train on of those loaded, as far as the user said."""

@@ -65,7 +65,7 @@ AT_ONCE = {
     # Words.
     "C(4, when_closed='none')": 'must be "all" or "subset", got \'none\'',
     "C(4, score_mode=1)": 'must be "eval" or "train", got 1. "eval" scores',
-    "C(4, score_precision=16)": 'must be "bf16", "fp16" or None, got 16. None',
+    "C(4, score_precision=16)": 'must be "auto", "bf16", "fp16" or None, got 16. None',
     "C(4, bad_scores='ignore')": 'must be "skip" or "raise", got \'ignore\'. "skip"',
     "C(4, bad_scores=None)": 'must be "skip" or "raise", got None',
     "C.paper(4, 'high')": '`threshold` must be "auto" or a number of at least 1, got',

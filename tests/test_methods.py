@@ -87,7 +87,7 @@ def settings(method: str):
     if method == "trim":  # of one size, that shares can be worked out for
         words += ["gate@method.callback.gate=efficiency", "method.batch_size=3"]
     if method in {"trim", "two_stage"}:  # exact only where no clock decides
-        words.append("method.callback.gate.costs=assumed")
+        words += ["method.callback.gate.costs=assumed", "score_precision=null"]
     if method == "two_stage":  # few enough steps see every weight
         words.append("method.callback.plan.distribution.share=0.3")
     if method == "biased":

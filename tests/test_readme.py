@@ -29,7 +29,7 @@ def test_the_code_at_the_top_trains(kit, tmp_path, monkeypatch):
         "train_set": TensorDataset(*kit.examples(256)),
     }
     code = BLOCKS[0]
-    assert len(code.splitlines()) == 7
+    assert len(code.splitlines()) == 8
     exec(code, names)  # noqa: S102
     assert set(names["model"].seen) <= {16, 32, 64, 128}
     assert names["trainer"].current_epoch == 10

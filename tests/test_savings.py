@@ -10,7 +10,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_is import ImportanceSamplingCallback, fidelity
-from lightning_is.fidelity import Fidelity, inflation, rank_correlation
+from lightning_is import precision as precision_module
+from lightning_is.fidelity import Checks, Fidelity, inflation, rank_correlation
+from lightning_is.monitor import Stopwatch
+from lightning_is.precision import Precision, can_try
 from lightning_is.sampling import AlwaysOpen, ImportancePlan, Mixed
 from lightning_is.scoring import Scored, UpperBound
 from lightning_is.scoring_pass import ScoringPass
@@ -306,7 +309,7 @@ def test_an_unknown_precision_is_refused():
     known = ImportanceSamplingCallback(4)._fit._settings
     for name, value in {**vars(known), "score_precision": "int8"}.items():
         object.__setattr__(odd, name, value)
-    with pytest.raises(ValueError, match='`score_precision` must be "bf16", "fp16"'):
+    with pytest.raises(ValueError, match='`score_precision` must be "auto", "bf16"'):
         check(odd)
 
 
@@ -328,3 +331,156 @@ def test_what_is_logged_judges_the_proxy_by_the_module(kit, monkeypatch):
     found = trainer.callback_metrics["is/noise_inflation"]
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     assert expected.item() != pytest.approx(other.item(), rel=1e-2)
+
+
+# Precision that is found out.
+
+NARROW = torch.bfloat16
+
+
+class Clock(Stopwatch):
+    """Goes on by what each way of scoring takes, after the first runs of each."""
+
+    def __init__(self, full, narrow, scores=(1.0, 2.0)):
+        super().__init__(torch.device("cpu"))
+        self.costs, self.now, self.kinds = {None: full, NARROW: narrow}, 0.0, []
+        self.scores = torch.tensor(scores)
+
+    def score(self, kind):
+        self.kinds.append(kind)
+        self.now += self.costs[kind] if len(self.kinds) > 2 else 100.0
+        return Scored(torch.ones(2) if kind is None else self.scores, torch.tensor(1.0))
+
+    def mark(self):
+        return self.now
+
+    def seconds(self, start, end):
+        return end - start
+
+
+@pytest.mark.parametrize(
+    ("narrow", "dtype"), [(0.5, NARROW), (0.97, None), (1.0, None), (4.0, None)]
+)
+def test_bfloat16_is_taken_where_it_is_faster(narrow, dtype):
+    clock, precision = Clock(1.0, narrow), Precision("auto")
+    assert (precision.is_settled, precision.dtype) == (False, None)
+    precision.settle(clock.score, clock)
+    assert (precision.is_settled, precision.dtype) == (True, dtype)
+    # First runs warm up; then in turn, so that what changes meanwhile hits both.
+    assert clock.kinds == [None, NARROW] * 4
+
+
+def test_bfloat16_is_not_taken_where_its_scores_are_not_finite():
+    clock, precision = Clock(1.0, 0.1, scores=(1.0, float("inf"))), Precision("auto")
+    precision.settle(clock.score, clock)
+    assert (precision.is_settled, precision.dtype) == (True, None)
+
+
+@pytest.mark.parametrize("problem", [RuntimeError, TypeError, ValueError])
+def test_what_bfloat16_cannot_do_is_said_and_done_in_full(monkeypatch, problem):
+    said, clock = [], Clock(1.0, 0.1)
+    monkeypatch.setattr("lightning_is.precision.rank_zero_info", said.append)
+
+    def score(kind):
+        if kind is not None:
+            raise problem("no such operation\nat all")
+        return clock.score(kind)
+
+    precision = Precision("auto")
+    precision.settle(score, clock)
+    assert (precision.is_settled, precision.dtype) == (True, None)
+    assert said == ["Scores are computed in full, not in bfloat16: no such operation"]
+
+
+def test_a_step_that_fails_in_full_fails():
+    def score(kind):
+        raise RuntimeError("the user's own")
+
+    with pytest.raises(RuntimeError, match="the user's own"):
+        Precision("auto").settle(score, Clock(1.0, 0.1))
+
+
+def test_a_step_without_a_loss_settles_nothing():
+    precision = Precision("auto")
+    precision.settle(lambda kind: None, Clock(1.0, 0.1))
+    assert not precision.is_settled
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_precision_is_found_out_where_it_can_be(kit, monkeypatch):
+    module = Classifier()
+    assert can_try(kit.trainer(), module)
+    for precision in ("bf16-mixed", "bf16-true", "64-true"):
+        assert not can_try(kit.trainer(precision=precision), module)
+    compiled = Classifier()
+    compiled.net.compile()
+    assert not can_try(kit.trainer(), compiled)
+    monkeypatch.setattr(L.Trainer, "world_size", property(lambda _: 2))
+    assert not can_try(kit.trainer(), module)
+
+
+def test_where_it_cannot_it_is_left_to_the_trainer(kit):
+    sampling, module = opened(score_precision="auto"), Classifier()
+    settings = {"precision": "bf16-mixed", "max_epochs": -1, "max_steps": 2}
+    kit.trainer(sampling, **settings).fit(module, loader())
+    precision = sampling._state.checks.precision
+    assert (precision.is_settled, precision.dtype) == (True, None)
+    assert {kind for kind, size, _ in module.seen if size == N} == {NARROW}  # autocast
+
+
+def found(monkeypatch, seconds):
+    """Try as ever, but with this outcome."""
+    tries = precision_module._seconds
+
+    def timed(score, watch):
+        tries(score, watch)
+        return seconds
+
+    monkeypatch.setattr(precision_module, "_seconds", timed)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "like"), [([1.0, 0.5], "bf16"), ([1.0, 2.0], None)]
+)
+def test_what_was_found_out_trains_as_if_asked_for(kit, monkeypatch, seconds, like):
+    """To the last bit, the tries being without a trace."""
+    found(monkeypatch, seconds)
+
+    def trained(score_precision):
+        torch.manual_seed(0)
+        module = Classifier()
+        module.net.insert(1, nn.BatchNorm1d(N))
+        sampling = opened(score_precision=score_precision)
+        kit.trainer(sampling, max_steps=4, max_epochs=-1).fit(module, loader())
+        return module
+
+    one, other = trained("auto"), trained(like)
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+    scored = [kind for kind, size, _ in one.seen if size == N]
+    assert scored.count(NARROW) == 4 + (4 if like else 0)
+
+
+def test_a_resumed_run_goes_on_with_what_was_found(kit, monkeypatch):
+    found(monkeypatch, [1.0, 0.5])
+    was = opened(score_precision="auto")
+    settings = {"max_steps": 2, "max_epochs": -1}
+    kit.trainer(was, **settings).fit(Classifier(), loader())
+    again, asked = opened(score_precision="auto"), opened(score_precision="fp16")
+    for resumed in (again, asked):
+        resumed.load_state_dict(was.state_dict())
+    precision = again._state.checks.precision
+    assert (precision.is_settled, precision.dtype) == (True, NARROW)
+    assert asked._state.checks.precision.dtype is torch.float16
+    module = Classifier()
+    kit.trainer(again, **settings).fit(module, loader())
+    assert [kind for kind, size, _ in module.seen if size == N].count(NARROW) == 2
+
+
+def test_what_was_found_to_save_and_does_not_is_left():
+    cheap = Checks(["`score_precision`"], Precision("auto")).cheap
+    for _ in range(4):
+        cheap.judge(1.0, 1.0, 0.9)
+    with pytest.warns(UserWarning, match="save a factor of 0.90"):
+        cheap.judge(1.0, 1.0, 0.9)
+    assert not cheap.is_worth

@@ -222,15 +222,6 @@ def _obstacle(trainer: Trainer, module: LightningModule) -> str | None:
     strategy = trainer.strategy
     if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
         return f"{type(strategy).__name__} takes no gradients outside its own step"
-    if _is_compiled(module):
+    if host.is_compiled(module):
         return "a compiled module would be compiled for sizes it may never meet"
     return None
-
-
-def _is_compiled(module: LightningModule) -> bool:
-    """Whether torch.compile was called on a module, a part of it or its step."""
-    step = "_torchdynamo_orig_callable" in vars(module.training_step)
-    return step or any(
-        type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None
-        for part in module.modules()
-    )

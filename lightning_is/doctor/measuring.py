@@ -83,6 +83,8 @@ class Trials:
             share = scored / whole
             drawn = min(trained * course.parts, whole)
             kinds.append(partial(self._score, whole, drawn))
+        if sizes:
+            self._scoring.settle(self._tap, self._batch, self._examples)
         first = self._first(kinds)
         more = range(self._more_rounds(sum(first)))
         rounds = [first, *([self._time(kind) for kind in kinds] for _ in more)]

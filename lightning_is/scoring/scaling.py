@@ -24,3 +24,12 @@ def shrunk(images: Tensor, factor: float) -> Tensor:
         images, scale_factor=factor, mode="bilinear", align_corners=False
     )
     return smaller
+
+
+def too_small(factor: float, problem: Exception) -> RuntimeError:
+    """Say that a module could not be scored on smaller images."""
+    return RuntimeError(
+        f"A module scored with `scale_factor={factor}` must accept smaller images, got "
+        f"from it: {problem}. Pool adaptively before the head, or leave "
+        "`scale_factor` at 1."
+    )
