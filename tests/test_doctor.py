@@ -13,7 +13,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_is import ImportanceSamplingCallback, OversamplingDataModule, monitor
+from lightning_is import (
+    ImportanceSamplingCallback,
+    OversamplingDataModule,
+    host,
+    monitor,
+)
 from lightning_is.data import PassSource
 from lightning_is.doctor import doctor as doctoring
 from lightning_is.doctor.measuring import Trials
@@ -286,8 +291,8 @@ def test_what_is_compiled_is_not_compiled_for_more_sizes(kit, what):
         module.net = torch.compile(module.net, backend="eager")
     else:
         module.net.compile(backend="eager")
-    assert doctoring._is_compiled(module)
-    assert not doctoring._is_compiled(kit.Classifier(kit.mlp()))
+    assert host.is_compiled(module)
+    assert not host.is_compiled(kit.Classifier(kit.mlp()))
 
 
 # What stands in the way.
