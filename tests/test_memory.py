@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.nn import functional
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,6 +21,7 @@ from lightning_is.scoring import GradientNorm, HeadTap, Loss, Step, UpperBound
 from lightning_is.scoring.chunks import Chunked, Sums
 
 N, BATCH = 11, 4
+NEW = TorchVersion(torch.__version__) >= "2.13"
 QUIET = {"log_every_n_steps": 10**9, "max_epochs": -1}
 
 
@@ -458,5 +460,7 @@ def test_an_open_step_takes_a_plain_one_and_what_was_loaded(kit):
         )
         for chunk in (None, loaded)
     }
-    assert most[None] - plain <= inputs
+    # Torch 2.6 holds another half of the inputs.
+    spare = 1.0 if NEW else 1.5
+    assert most[None] - plain <= spare * inputs
     assert most[loaded] - plain > 2 * inputs

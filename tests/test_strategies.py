@@ -140,9 +140,9 @@ def fsdp2(data=2, tensor=1):
 
 
 EACH = ("net.0", "net.2", "net.4", "net")
-# FSDP1 records events on a CPU's stand-in for streams, which torch 2.6 left without.
-FSDP1 = hasattr(torch.cpu.Stream, "record_event")
-NO_FSDP1 = f"FSDP1 of torch {torch.__version__} needs a GPU"
+# FSDP2 records events on a CPU's stand-in for streams, which torch 2.6 left without.
+FSDP2 = hasattr(torch.cpu.Stream, "record_event")
+NO_FSDP2 = f"FSDP2 of torch {torch.__version__} needs a GPU"
 STRATEGIES = {  # name: strategy, units that a module shards itself
     "ddp": (lambda: "ddp", ()),
     "fsdp1": (OnCPU, ()),
@@ -154,7 +154,7 @@ SHARDED = [
     pytest.param(
         name,
         marks=pytest.mark.skipif(
-            name.startswith("fsdp1") and not FSDP1, reason=NO_FSDP1
+            name.startswith("fsdp2") and not FSDP2, reason=NO_FSDP2
         ),
     )
     for name in STRATEGIES
@@ -168,7 +168,7 @@ OTHERS = {
 
 def able(*names):
     """Those that run here without a GPU."""
-    return tuple(name for name in names if FSDP1 or not name.startswith("fsdp1"))
+    return tuple(name for name in names if FSDP2 or not name.startswith("fsdp2"))
 
 
 def trained(name, sampling, data, *others, kind=Module, ckpt_path=None, **settings):
@@ -277,7 +277,7 @@ FEW = able("ddp", "fsdp1 nested", "fsdp2 nested")
 @pytest.mark.parametrize("case", CASES)
 def test_every_strategy_takes_the_same_steps(kit, case):
     names = able(*STRATEGIES) if case == "open" else FEW
-    names = (*FEW, *able("fsdp1 wrapped")) if case == "accumulated" else names
+    names = (*FEW, "fsdp1 wrapped") if case == "accumulated" else names
 
     def run(rank):
         found = {}
@@ -439,6 +439,7 @@ def test_uneven_batches_do_not_hang(kit):
             assert found[name][1] == [min(4, size) for size in own]
 
 
+@pytest.mark.skipif(not FSDP2, reason=NO_FSDP2)
 def test_a_run_goes_on_where_its_checkpoint_ends(kit, tmp_path):
     """Under FSDP2 the state is loaded only after the fit has begun."""
 
