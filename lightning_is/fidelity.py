@@ -138,6 +138,7 @@ class Checks:
         precision: That scores are computed in.
 
     Attributes:
+        precision: As given.
         cheap: What was found of those savings.
         age: Of scores that serve for several steps.
     """

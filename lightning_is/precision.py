@@ -38,6 +38,7 @@ class Precision:
     Attributes:
         dtype: What to compute in; None leaves that to the Trainer.
         is_settled: Whether that is known.
+        is_found_out: Whether it is up to this class at all.
 
     Example:
         >>> Precision("bf16").dtype

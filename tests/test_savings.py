@@ -1,5 +1,6 @@
 """Scores had more cheaply stay unbiased, are checked, and are left if they lose."""
 
+import logging
 import warnings
 
 import lightning as L
@@ -415,6 +416,13 @@ def test_precision_is_found_out_where_it_can_be(kit, monkeypatch):
     compiled = Classifier()
     compiled.net.compile()
     assert not can_try(kit.trainer(), compiled)
+    with monkeypatch.context() as patched:
+        patched.setattr(precision_module, "shards", lambda _: True)
+        assert not can_try(kit.trainer(), module)
+    with monkeypatch.context() as patched:
+        trainer = kit.trainer()
+        patched.setattr(trainer.strategy, "_root_device", torch.device("mps"))
+        assert not can_try(trainer, module)
     monkeypatch.setattr(L.Trainer, "world_size", property(lambda _: 2))
     assert not can_try(kit.trainer(), module)
 
@@ -459,6 +467,18 @@ def test_what_was_found_out_trains_as_if_asked_for(kit, monkeypatch, seconds, li
         assert torch.equal(value, other.state_dict()[name])
     scored = [kind for kind, size, _ in one.seen if size == N]
     assert scored.count(NARROW) == 4 + (4 if like else 0)
+
+
+def test_a_report_and_its_fit_find_out_once(kit, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "lightning.pytorch")  # or there is no report
+    tries = []
+    monkeypatch.setattr(
+        precision_module, "_seconds", lambda *_: tries.append(0) or [1.0, 0.5]
+    )
+    sampling = opened(score_precision="auto")
+    kit.trainer(sampling, max_steps=3, max_epochs=-1).fit(Classifier(), loader())
+    assert sampling.diagnosis is not None
+    assert len(tries) == 1
 
 
 def test_a_resumed_run_goes_on_with_what_was_found(kit, monkeypatch):
