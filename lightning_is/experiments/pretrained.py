@@ -164,7 +164,8 @@ def _loaded(path: str, classes: int) -> tuple[Any, Mapping[str, Any]]:
         raise ValueError(
             "A checkpoint must be of an image classifier, with weights, got "
             f"{path!r}{_listing(path)}, of which `transformers` says: "
-            f"{str(error)[:300]}. Choose one of the task image-classification."
+            f"{str(error).splitlines()[0][:300]} Choose one of the task "
+            "image-classification."
         ) from error
     return model, found
 

@@ -55,7 +55,8 @@ def check_mixed(found: Int64[Tensor, " N"], split: str) -> None:
     Raises:
         ValueError: If it is sorted by class.
     """
-    if len(found) > 1 and found[0] != found[-1] and bool((found.diff() >= 0).all()):
+    steps = found.diff()
+    if bool((steps >= 0).all() and (steps == 0).any() and (steps > 0).any()):
         raise ValueError(
             "The first and the last examples of a split must be of all classes, got "
             f"the {split} split sorted by them. Set `shuffled=True`."
