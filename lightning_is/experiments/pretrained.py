@@ -6,6 +6,7 @@ Needs the extra ``finetune``.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from jaxtyping import Float
@@ -105,6 +106,7 @@ def resnet(
         depths: Blocks of each stage.
     """
     _check_classes(classes)
+    _check_installed()
     from transformers import AutoModelForImageClassification, ResNetConfig
 
     config = ResNetConfig(
@@ -139,6 +141,14 @@ def _check_classes(classes: int) -> None:
         )
 
 
+def _check_installed() -> None:
+    if find_spec("transformers") is None:
+        raise ModuleNotFoundError(
+            "Networks of the hub need the package `transformers`, got an installation "
+            'without it. Install the extra: pip install ".[finetune]".'
+        )
+
+
 def _listing(path: str) -> str:
     """Tell what a local folder holds instead."""
     folder = local_folder(path)
@@ -149,6 +159,7 @@ def _listing(path: str) -> str:
 
 def _loaded(path: str, classes: int) -> tuple[Any, Mapping[str, Any]]:
     """Load a classifier, and what was found of its weights."""
+    _check_installed()
     from transformers import AutoModelForImageClassification
 
     folder = local_folder(path)
@@ -160,11 +171,11 @@ def _loaded(path: str, classes: int) -> tuple[Any, Mapping[str, Any]]:
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             "A checkpoint must be of an image classifier, with weights, got "
             f"{path!r}{_listing(path)}, of which `transformers` says: "
-            f"{str(error).splitlines()[0][:300]} Choose one of the task "
+            f"{' '.join(str(error).split())[:300]} Choose one of the task "
             "image-classification."
         ) from error
     return model, found

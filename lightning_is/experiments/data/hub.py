@@ -115,7 +115,8 @@ class HubImages(TensorDataModule):
 
     @override
     def prepare_data(self) -> None:
-        fetch(self.path)  # downloads once a machine; `load` then finds it in the cache
+        if self._splits is None:  # the Trainer asks again before it tests
+            fetch(self.path)  # downloads once a machine; `load` finds it in the cache
 
     @override
     def load(self) -> Splits:
