@@ -42,6 +42,25 @@ def real_data() -> Callable[[str], str]:
     return find
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """Return a folder with a small network of 4 classes, as if it were pretrained."""
+    pytest.importorskip("transformers")
+    from lightning_is.experiments.data.processor import Processor
+    from lightning_is.experiments.pretrained import resnet
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = resnet(4, widths=(4, 8), depths=(1, 1)).model
+        for name, buffer in model.named_buffers():
+            if "running" in name:  # as training leaves them: neither zeros nor ones
+                buffer += 0.5 * torch.rand_like(buffer)
+        model.save_pretrained(folder)
+    Processor([120.0, 110.0, 100.0], [60.0, 50.0, 40.0]).write(folder, 16)
+    return folder
+
+
 class Classifier(L.LightningModule):
     """A user's module: knows nothing of importance sampling."""
 

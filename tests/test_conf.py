@@ -25,6 +25,8 @@ FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*
 GROUPS = sorted({path.parent.name for path in FILES})
 NEEDS = {
     "data/rare_hard": ["model=mlp"],  # points are no images
+    "data/images": ["data.path=folder", "inputs.classes=3"],
+    "experiment/finetune": ["data.path=folder", "inputs.classes=3"],
     "gate/adaptive_size": [],  # these choose a size themselves
     "gate/constant_variance": [],
 }
@@ -58,10 +60,12 @@ def chosen(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_every_file_becomes_objects(path, tmp_path):
+def test_every_file_becomes_objects(path, tmp_path, request):
     # Machines without a GPU must be able to build what asks for one.
     cpu = ["trainer.accelerator=cpu"]
     cfg = composed(tmp_path, *chosen(path), *needs(path), *cpu)
+    if "path" in cfg.model:  # nothing is downloaded
+        cfg.model.path = str(request.getfixturevalue("checkpoint"))
     assert isinstance(instantiate(cfg.classifier, _convert_="all"), LightningModule)
     trainer = make_trainer(cfg, CurveRecorder())
     module = presampled(cfg, instantiate(cfg.data))

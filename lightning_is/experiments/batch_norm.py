@@ -115,7 +115,7 @@ class WithOutliers(TensorDataModule):
 
     @override
     def load(self) -> Splits:
-        splits = self.data.load()
+        splits = self.data.splits
         train, generator = splits.train, torch.Generator().manual_seed(0)
         spoilt = torch.rand(len(train), generator=generator) < self.share
         rows = [-1, *[1] * (train.x.ndim - 1)]

@@ -19,16 +19,23 @@ from lightning import (
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_is.experiments.checkpoint import hub_network, write_checkpoint
 from lightning_is.experiments.curves import CurveRecorder, samplings
 from lightning_is.experiments.data import TensorDataModule
 from lightning_is.experiments.report import draw_curves, print_table, write_results
 
-# The only arithmetic in `conf/`: a presample is a multiple of the batch.
+# The only arithmetic in `conf/`: a presample is a multiple of the batch, and as many
+# classes are left as were chosen.
 OmegaConf.register_new_resolver("times", mul, replace=True)
+OmegaConf.register_new_resolver(
+    "chosen", lambda some, of: of if some is None else len(some), replace=True
+)
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
     """Train, test, print a table, write ``results.json`` and ``training.png``.
+
+    Writes the network as well, where ``save_network`` names a folder.
 
     Args:
         cfg: As composed from ``conf/train.yaml``.
@@ -36,10 +43,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
     Returns:
         Steps, seconds, last tau, share of open steps, loss on the whole training set,
         and loss and accuracy of each test part.
+
+    Raises:
+        ValueError: If the network cannot be written as asked.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
     data: TensorDataModule = instantiate(cfg.data)
     model: LightningModule = instantiate(cfg.classifier, _convert_="all")
+    network = None if cfg.save_network is None else hub_network(model)
     curves = CurveRecorder()
     trainer = make_trainer(cfg, curves)
     with cpu_threads(cfg.threads), known_warnings():
@@ -51,6 +62,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         }
     if trainer.is_global_zero:
         leave_behind(results, curves, cfg)
+        if network is not None:
+            write_checkpoint(network, data, Path(cfg.save_network))
     return results
 
 

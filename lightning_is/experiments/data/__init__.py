@@ -1,6 +1,7 @@
 """Data modules of the experiments; every one lies in memory and yields ``(x, y)``."""
 
 from lightning_is.experiments.data.augment import crop_flip
+from lightning_is.experiments.data.conditions import Conditions
 from lightning_is.experiments.data.digits import Digits
 from lightning_is.experiments.data.hub import HubImages
 from lightning_is.experiments.data.rare_hard import RareHard
@@ -15,6 +16,7 @@ from lightning_is.experiments.data.tensors import (
 )
 
 __all__ = [
+    "Conditions",
     "Digits",
     "HubImages",
     "Loader",

@@ -3,6 +3,7 @@
 import torch
 from typing_extensions import override
 
+from lightning_is.experiments.data.conditions import Conditions
 from lightning_is.experiments.data.tensors import (
     Loader,
     Splits,
@@ -19,6 +20,7 @@ class Digits(TensorDataModule):
 
     Args:
         batch_size: Examples in a batch.
+        conditions: What is done to classes and labels; nothing if missing.
         loader: Workers and memory of the loaders.
 
     Example:
@@ -27,8 +29,14 @@ class Digits(TensorDataModule):
         (torch.Size([128, 1, 8, 8]), torch.Size([128]))
     """
 
-    def __init__(self, batch_size: int = 128, *, loader: Loader | None = None) -> None:
-        super().__init__(batch_size, loader or Loader())
+    def __init__(
+        self,
+        batch_size: int = 128,
+        *,
+        conditions: Conditions | None = None,
+        loader: Loader | None = None,
+    ) -> None:
+        super().__init__(batch_size, loader or Loader(), conditions)
 
     @override
     def load(self) -> Splits:

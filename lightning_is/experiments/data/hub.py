@@ -1,21 +1,33 @@
 """Labelled images from the Hugging Face hub, or from a local folder in its layout."""
 
-import io
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
+from warnings import warn
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_is.experiments.data.augment import crop_flip
+from lightning_is.experiments.data.columns import (
+    check_known,
+    check_mixed,
+    image_column,
+    label_column,
+    labels,
+)
+from lightning_is.experiments.data.conditions import Conditions
+from lightning_is.experiments.data.decoding import (
+    ImageFormat,
+    by_channels,
+    decode,
+    standardise_channels,
+)
+from lightning_is.experiments.data.places import local_folder
+from lightning_is.experiments.data.processor import Processor, read_processor
 from lightning_is.experiments.data.tensors import (
     Batch,
     Loader,
     Splits,
-    Standardise,
     TensorDataModule,
     TensorSet,
 )
@@ -28,23 +40,36 @@ class HubImages(TensorDataModule):
     """Images and class labels, decoded once into memory as bytes.
 
     The column of images and that of labels are found by their types. Inputs are
-    standardised per channel by the training images. Validation is the tail of the
-    training split; ``n_train`` and ``n_test`` keep the first examples of the rest.
+    standardised per channel, by the training images or as a pretrained network was
+    trained. Validation is the tail of the training split; ``n_train`` and ``n_test``
+    keep the first examples of the rest, of the classes that are kept.
 
     Args:
-        path: Name on the hub (``ylecun/mnist``, ``uoft-cs/cifar10``) or a local folder.
+        path: Name on the hub (``ylecun/mnist``, ``uoft-cs/cifar10``) or a local folder,
+            with Parquet files or with images, one folder a class in ``train/`` and
+            ``test/``.
         batch_size: Examples in a batch.
         n_train: Training examples to keep; all if missing.
         n_val: Examples taken off the end of the training split.
         n_test: Test examples to keep; all if missing.
+        n_classes: Labels must be below; not checked if missing.
         label: Column of labels, needed where a set has several.
+        test_split: Name of the test split.
+        shuffled: Shuffle the splits, the same way in every run, before they are
+            divided: for sets that are sorted by class, as folders of images are.
+        image_size: Height and width to bring all images to: the shorter side is
+            resized, the middle cut out. They must be alike if missing.
+        channels: 1 makes images grey, 3 coloured; they must be alike if missing.
+        processor: Checkpoint, by name or folder, to normalise and resize as; training
+            images standardise, and Pillow's bicubic filter resizes, if missing.
         augment: Random crop and flip of the training batches.
+        conditions: What is done to classes and labels; nothing if missing.
         loader: Workers and memory of the loaders.
 
     Raises:
-        FileNotFoundError: If there is no such folder or set.
+        FileNotFoundError: If there is no such folder, set or checkpoint.
         ConnectionError: If the hub cannot be reached.
-        ValueError: If splits, columns or images are not as described.
+        ValueError: If splits, columns, labels or images are not as described.
 
     Example:
         >>> HubImages("ylecun/mnist", n_train=20_000).batch_size  # nothing is read yet
@@ -59,13 +84,24 @@ class HubImages(TensorDataModule):
         n_train: int | None = None,
         n_val: int = 5000,
         n_test: int | None = None,
+        n_classes: int | None = None,
         label: str | None = None,
+        test_split: str = "test",
+        shuffled: bool = False,
+        image_size: int | None = None,
+        channels: int | None = None,
+        processor: str | None = None,
         augment: bool = False,
+        conditions: Conditions | None = None,
         loader: Loader | None = None,
     ) -> None:
-        super().__init__(batch_size, loader or Loader())
+        self.conditions = conditions or Conditions()
+        super().__init__(batch_size, loader or Loader(), self.conditions)
         self.path, self.label, self.augment = path, label, augment
         self.n_train, self.n_val, self.n_test = n_train, n_val, n_test
+        self.test_split, self.processor = test_split, processor
+        self.form = ImageFormat(image_size, channels)
+        self.n_classes, self.shuffled = n_classes, shuffled
         for name, value, least in (
             ("n_train", n_train, 1),
             ("n_val", n_val, 0),
@@ -79,34 +115,82 @@ class HubImages(TensorDataModule):
 
     @override
     def prepare_data(self) -> None:
-        fetch(self.path)  # downloads once a machine; `load` then finds it in the cache
+        if self._splits is None:  # the Trainer asks again before it tests
+            fetch(self.path)  # downloads once a machine; `load` finds it in the cache
 
     @override
     def load(self) -> Splits:
+        source, processor = self._source(), self._read_processor()
+        image = image_column(source["train"])
+        label = label_column(source["train"], self.label)
+        rows = self._rows(source, label)
+        if processor is not None:
+            crop, resample = processor.crop, processor.resample
+            self.form = replace(self.form, crop=crop, resample=resample)
+        x = {name: decode(part, image, name, self.form) for name, part in rows.items()}
+        if processor is None:
+            scale = standardise_channels(x["train"])
+        else:
+            scale = by_channels(processor.mean, processor.std, x["train"])
+        parts = {
+            name: TensorSet(x[name], labels(part, label), scale)
+            for name, part in rows.items()
+        }
+        return Splits(parts["train"], parts["val"], {"test": parts["test"]})
+
+    def _source(self) -> "DatasetDict":
         source = fetch(self.path)
-        missing = {"train", "test"} - set(source)
+        missing = {"train", self.test_split} - set(source)
         if missing:
             raise ValueError(
-                f"HubImages needs the splits train and test, got {sorted(source)} in "
-                f"{self.path!r}. Choose a set with both."
+                f"HubImages needs the splits train and {self.test_split}, got "
+                f"{sorted(source)} in {self.path!r}. Choose a set with both, or name "
+                "the second by `test_split=`."
             )
-        train, test = source["train"], source["test"]
+        return source
+
+    def _read_processor(self) -> Processor | None:
+        """Read what a pretrained network expects of its images, if there is one."""
+        found = None if self.processor is None else read_processor(self.processor)
+        if found is None and self.processor is not None:
+            warn(
+                "A pretrained network expects images normalised as it was trained on, "
+                f"got {self.processor!r}, which does not say how. The training images "
+                "standardise instead; `processor=None` asks for that.",
+                stacklevel=2,
+            )
+        return found
+
+    def _rows(self, source: "DatasetDict", label: str) -> dict[str, "Dataset"]:
+        """Choose what to decode: of the classes that are kept, as many as asked for."""
+        self.conditions.check(labels(source["train"], label))
+        train, test = (
+            self._picked(source, split, label) for split in ("train", self.test_split)
+        )
         n_rest = max(len(train) - self.n_val, 0)
-        rows = {
+        return {
             "train": train.select(range(min(self.n_train or n_rest, n_rest))),
             "val": train.select(range(n_rest, len(train))),
             "test": test.select(range(min(self.n_test or len(test), len(test)))),
         }
-        image, label = image_column(train), label_column(train, self.label)
-        x = {name: decode(part, image, name) for name, part in rows.items()}
-        scale = standardise_channels(x["train"])
-        parts = {
-            name: TensorSet(
-                x[name], torch.tensor(part[label][:], dtype=torch.int64), scale
-            )
-            for name, part in rows.items()
-        }
-        return Splits(parts["train"], parts["val"], {"test": parts["test"]})
+
+    def _picked(self, source: "DatasetDict", split: str, label: str) -> "Dataset":
+        """Pick the examples of the classes that are kept; shuffle them if asked to."""
+        found = labels(source[split], label)
+        if not self.shuffled:
+            check_mixed(found, split)
+        rows = self.conditions.rows(found)
+        chosen = self.conditions.classes
+        check_known(
+            found[rows] if chosen is None else torch.arange(len(chosen)),
+            self.n_classes,
+            split,
+        )
+        if self.shuffled:
+            generator = torch.Generator().manual_seed(0)
+            rows = rows[torch.randperm(len(rows), generator=generator)]
+        same = chosen is None and not self.shuffled
+        return source[split] if same else source[split].select(rows.tolist())
 
     @override
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -117,13 +201,7 @@ class HubImages(TensorDataModule):
 
 def fetch(path: str) -> "DatasetDict":
     """Open a data set by its name on the hub or its folder, or say what is wrong."""
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not Path(path).expanduser().is_dir():
-        raise FileNotFoundError(
-            f"`path` must be an existing folder or a name on the hub, got {path!r}, "
-            f"and {Path(path).expanduser().resolve()} does not exist. Paths count from "
-            f"the directory you stand in: {Path.cwd()}."
-        )
+    folder = local_folder(path)
     from datasets import load_dataset
 
     cure = (
@@ -131,7 +209,7 @@ def fetch(path: str) -> "DatasetDict":
         "give `path` a local folder with the same Parquet files."
     )
     try:
-        return load_dataset(str(Path(path).expanduser()) if looks_local else path)
+        return load_dataset(path if folder is None else str(folder))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"`path` must be a data set on the hub or a folder that holds one, got "
@@ -142,76 +220,3 @@ def fetch(path: str) -> "DatasetDict":
             f"A data set that is not on this machine needs the network, got {path!r} "
             f"and no answer from the hub. {cure}"
         ) from error
-
-
-def image_column(data: "Dataset") -> str:
-    """Name of the one column of images."""
-    from datasets import Image
-
-    return _only(data, Image, "images", "Choose a data set of single images.")
-
-
-def label_column(data: "Dataset", wanted: str | None) -> str:
-    """Name of the column of class labels: the wanted one, or else the only one."""
-    from datasets import ClassLabel
-
-    if wanted is not None and wanted not in data.column_names:
-        raise ValueError(
-            f"`label` must name a column, got {wanted!r}. Columns: {data.column_names}."
-        )
-    return wanted or _only(data, ClassLabel, "labels", "Choose one with `label=`.")
-
-
-def _only(data: "Dataset", kind: type, what: str, cure: str) -> str:
-    found = [name for name, type_ in data.features.items() if isinstance(type_, kind)]
-    if len(found) != 1:
-        raise ValueError(
-            f"HubImages needs exactly one column of {what} ({kind.__name__}), got "
-            f"{len(found)}: {found} among {data.column_names}. {cure}"
-        )
-    return str(found[0])
-
-
-def decode(data: "Dataset", column: str, name: str) -> UInt8[Tensor, "N C H W"]:
-    """Decode all images into bytes, in channels-last memory format.
-
-    Raises:
-        ValueError: If the images differ in size or number of channels.
-    """
-    import datasets
-    from PIL import Image
-    from rich.progress import track
-
-    # Decoding the raw bytes here takes half the time of the library's own decoding.
-    encoded = data.cast_column(column, datasets.Image(decode=False))
-    images: list[np.ndarray] = []
-    for cell in track(encoded[column], f"decoding {name} images", transient=True):
-        image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
-        images.append(np.asarray(image if image.mode == "L" else image.convert("RGB")))
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"HubImages needs images of one size and kind, got {len(shapes)}: "
-            f"{sorted(shapes)[:3]} in the {name} split. Resize the set beforehand."
-        )
-    stacked = (
-        torch.from_numpy(np.stack(images)) if images else torch.empty(0, 1, 1).byte()
-    )
-    return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)
-
-
-def standardise_channels(x: UInt8[Tensor, "N C H W"]) -> Standardise:
-    """Mean and standard deviation of each channel, without a float copy of the set."""
-    total = torch.zeros(2, x.shape[1], dtype=torch.float64)
-    for part in torch.split(x, 4096):
-        values = part.double()
-        total += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
-    mean, square = total / max(x[:, 0].numel(), 1)
-    std = (square - mean**2).clamp(min=1e-6).sqrt()
-
-    # One value a pixel, in the layout of the images: ten times faster to subtract than
-    # one value a channel, which PyTorch broadcasts along the innermost dimension.
-    def spread(values: Tensor) -> Tensor:
-        return values.float().expand(*x.shape[2:], -1).contiguous().permute(2, 0, 1)
-
-    return Standardise(spread(mean), spread(std))

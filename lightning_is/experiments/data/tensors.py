@@ -126,12 +126,18 @@ class TensorDataModule(LightningDataModule, ABC):
     Args:
         batch_size: Examples in a batch.
         loader: Workers and memory of the loaders.
+        conditions: Changes the parts once they are loaded, as `Conditions` do.
     """
 
-    def __init__(self, batch_size: int, loader: Loader) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        loader: Loader,
+        conditions: Callable[[Splits], Splits] | None = None,
+    ) -> None:
         super().__init__()
         self.batch_size = batch_size
-        self.loader = loader
+        self.loader, self._changed = loader, conditions
         self._splits: Splits | None = None
 
     @abstractmethod
@@ -146,7 +152,9 @@ class TensorDataModule(LightningDataModule, ABC):
             ValueError: If a part is empty, or too small for one training batch.
         """
         if self._splits is None:
-            self._splits = _checked(self.load(), self.batch_size)
+            loaded = self.load()
+            changed = loaded if self._changed is None else self._changed(loaded)
+            self._splits = _checked(changed, self.batch_size)
         return self._splits
 
     @override

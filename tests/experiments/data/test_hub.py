@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from lightning_is.experiments.data import HubImages, hub
+from lightning_is.experiments.data import Conditions, HubImages, hub
+from lightning_is.experiments.data.processor import Processor
 
 datasets = pytest.importorskip("datasets")
 COLOURS = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
@@ -132,8 +134,21 @@ def test_two_columns_of_labels_ask_for_a_choice(given):
                 ),
                 "test": colours(4),
             },
-            r"one size and kind, got 2: \[\(6, 5, 3\), \(9, 9, 3\)\]",
+            r"one size and kind, got \(6, 5, 3\) and \(9, 9, 3\).*Set `image_size`",
             id="two-sizes",
+        ),
+        pytest.param(
+            lambda: {
+                "train": split(colour_images(8), label=[0, 0, 0, 0, 1, 1, 2, 2]),
+                "test": colours(4),
+            },
+            "got the train split sorted by them. Set `shuffled=True`",
+            id="sorted",
+        ),
+        pytest.param(
+            lambda: {"train": colours(8), "test": split(colour_images(1), label=[-1])},
+            r"Labels must be numbers from 0 on, got -1 to -1 in the test split",
+            id="not-labelled",
         ),
         pytest.param(
             lambda: {"train": colours(2), "test": colours(4)},
@@ -153,6 +168,86 @@ def test_two_columns_of_labels_ask_for_a_choice(given):
 def test_what_does_not_fit_is_refused(given, make, message):
     with pytest.raises(ValueError, match=message):
         given(**make()).setup("fit")
+
+
+def test_images_of_different_sizes_and_kinds_are_brought_to_one(given):
+    grey = [np.full((7, 9), 200, dtype=np.uint8)]
+    images = colour_images(3) + colour_images(3, size=(9, 4)) + grey * 2
+    part = split(images, label=[0, 1, 2, 0, 1, 2, 3, 0])
+    data = given(train=part, test=part)
+    data.form = hub.ImageFormat(4, channels=3)
+    splits = data.splits
+    assert splits.train.x.shape == (6, 3, 4, 4)
+    assert splits.train.x[[1, 4], :, 0, 0].tolist() == [[255, 0, 0], [255, 0, 0]]
+    assert splits.val.x.unique().tolist() == [200]
+
+
+def test_images_are_normalised_as_the_checkpoint_says(given, tmp_path):
+    Processor([255.0, 0.0, 0.0], [1.0, 5.0, 1.0], 0.5).write(tmp_path, 4)
+    data = given(train=colours(8), test=colours(8))
+    data.processor, data.form = str(tmp_path), hub.ImageFormat(4)
+    x, _ = data.splits.train.__getitems__([1, 2])  # red and green
+    assert x[:, :, 0, 0].tolist() == [[0, 0, 0], [-255, 51, 0]]
+    assert data.form.crop == 0.5
+
+
+def test_a_checkpoint_without_a_processor_leaves_it_to_the_training_images(
+    given, tmp_path
+):
+    data = given(train=colours(8), test=colours(8))
+    plain = data.splits.train.transform
+    data = given(train=colours(8), test=colours(8))
+    data.processor = str(tmp_path)
+    with pytest.warns(UserWarning, match="does not say how"):
+        found = data.splits.train.transform
+    assert torch.equal(found.mean, plain.mean)
+
+
+def test_classes_are_picked_before_examples_are_counted(given):
+    data = given(train=colours(20), test=colours(8))
+    data = HubImages(
+        "owner/name", 2, n_train=4, n_val=3, conditions=Conditions(classes=[3, 1])
+    )
+    splits = data.splits
+    assert splits.train.y.tolist() == [1, 0, 1, 0]
+    assert len(splits.val) == 3
+    assert splits.train.x[0, :, 0, 0].tolist() == [255, 0, 0]  # red was class 1
+
+
+def test_more_classes_than_the_network_has_are_refused(given):
+    given(train=colours(20), test=colours(8))
+    HubImages("owner/name", 2, n_val=2, n_classes=4).setup("fit")
+    with pytest.raises(ValueError, match=r"0 to 2, got 0 to 3 in the train.*classes"):
+        HubImages("owner/name", 2, n_val=2, n_classes=3).setup("fit")
+    kept = Conditions(classes=[3, 1])
+    HubImages("owner/name", 2, n_val=2, n_classes=2, conditions=kept).setup("fit")
+
+
+def test_another_split_may_be_tested_on(given):
+    given(train=colours(8), validation=colours(5))
+    data = HubImages("owner/name", 2, n_val=2, test_split="validation")
+    assert len(data.splits.tests["test"]) == 5
+    with pytest.raises(ValueError, match=r"train and test, got \['train', 'valid"):
+        HubImages("owner/name", 2, n_val=2).setup("fit")
+
+
+def test_a_folder_of_images_is_read_and_shuffled_alike_every_time(tmp_path, folder):
+    place = tmp_path / "pictures"
+    for part, n in (("train", 6), ("test", 2)):
+        for name, colour in zip(("black", "red"), COLOURS, strict=False):
+            (place / part / name).mkdir(parents=True)
+            for number in range(n):
+                pixels = np.full((4 + number, 5, 3), colour, dtype=np.uint8)
+                path = place / part / name / f"{number}.png"
+                Image.fromarray(pixels).save(path)
+    settings = {"n_val": 4, "image_size": 4, "shuffled": True, "n_classes": 2}
+    one, again = (HubImages(str(place), 2, **settings).splits for _ in range(2))
+    assert torch.equal(one.train.y, again.train.y)
+    labels = torch.cat([one.train.y, one.val.y])
+    assert torch.bincount(labels).tolist() == [6, 6]
+    assert labels.tolist() != sorted(labels.tolist())
+    red = torch.cat([one.train.x, one.val.x])[:, 0, 0, 0] == 255
+    assert torch.equal(red, labels == 1)
 
 
 def test_a_label_column_that_is_not_there_is_refused(given):
