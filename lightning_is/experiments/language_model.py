@@ -114,4 +114,5 @@ class LanguageModel(LightningModule):
         """Report the exponential of the mean, which is not the mean of exponentials."""
         for name, loss in self.trainer.callback_metrics.items():
             if name.startswith(f"{stage}/loss"):
-                self.log(name.replace("loss", "perplexity"), loss.exp())
+                own = name.replace("loss", "perplexity")
+                self.log(own, loss.exp(), add_dataloader_idx=False)  # it has one
