@@ -23,7 +23,7 @@ from lightning_is.experiments.token_losses import (
 from lightning_is.experiments.transformer import Transformer
 from lightning_is.sampling import AlwaysOpen
 
-SEEDS, PRESAMPLE, DRAWN, T, V, LR = 300, 16, 4, 8, 7, 0.1
+SEEDS, PRESAMPLE, DRAWN, T, V, LR = 200, 16, 4, 8, 7, 0.1
 LENGTHS = torch.tensor([1, 2, 3, T]).repeat(PRESAMPLE // 4)
 
 
