@@ -15,7 +15,7 @@ from typing_extensions import is_protocol
 import lightning_is.data
 from lightning_is import OversamplingDataModule, sampling, scoring
 from lightning_is.data import IndexSource
-from lightning_is.experiments import data, models, wide_resnet
+from lightning_is.experiments import data, models, recurrent, transformer, wide_resnet
 from lightning_is.experiments.curves import CurveRecorder
 from lightning_is.experiments.train import make_trainer, presampled
 from lightning_is.sampling import Gate, LossPercentile, Selection
@@ -23,8 +23,14 @@ from lightning_is.sampling import Gate, LossPercentile, Selection
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
 GROUPS = sorted({path.parent.name for path in FILES})
+SEQUENCES = ["model=transformer", "task=language_model", "data=python_topics"]
 NEEDS = {
     "data/rare_hard": ["model=mlp"],  # points are no images
+    "data/permuted_mnist": ["model=lstm"],  # nor are sequences of pixels
+    "data/python_topics": SEQUENCES[:2],
+    "data/text": [*SEQUENCES[:2], "data.path=my.txt"],
+    "model/transformer": SEQUENCES[1:],
+    "task/language_model": [SEQUENCES[0], SEQUENCES[2]],
     "data/images": ["data.path=folder", "inputs.classes=3"],
     "experiment/finetune": ["data.path=folder", "inputs.classes=3"],
     "gate/adaptive_size": [],  # these choose a size themselves
@@ -103,7 +109,8 @@ def targets() -> set[str]:
 
 
 def test_every_data_module_and_network_has_a_file():
-    modules = [vars(module) for module in (data, models, wide_resnet)]
+    files = (data, models, recurrent, transformer, wide_resnet)
+    modules = [vars(module) for module in files]
     parts = {
         name
         for names in modules

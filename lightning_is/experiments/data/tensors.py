@@ -49,7 +49,7 @@ class TensorSet(Dataset[Batch]):
 
     Args:
         x: Inputs, one row an example.
-        y: Class labels.
+        y: Class labels, one an example; of sequences one row of them.
         transform: Applied to whole batches of inputs as they are fetched, so that
             ``x`` may stay in a compact type.
 
@@ -61,7 +61,7 @@ class TensorSet(Dataset[Batch]):
     """
 
     x: Shaped[Tensor, "N ..."]
-    y: Int64[Tensor, " N"]
+    y: Int64[Tensor, "N ..."]
     transform: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
@@ -78,7 +78,16 @@ class TensorSet(Dataset[Batch]):
 
 
 def labels_of(data: TensorSet) -> Int64[Tensor, " N"]:
-    """Return the class labels of a set, for who must know them before loading."""
+    """Return the class labels of a set, for who must know them before loading.
+
+    Raises:
+        ValueError: If an example has more than one.
+    """
+    if data.y.ndim > 1:
+        raise ValueError(
+            "This method goes by the class of every example, got examples with "
+            f"{data.y.shape[1:].numel()} labels each. Choose another method."
+        )
     return data.y
 
 
