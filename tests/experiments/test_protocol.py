@@ -284,6 +284,14 @@ def test_every_arm_gets_the_same_trials_in_every_budget(tmp_path):
     assert rates["uniform"] != 0.2
 
 
+def test_an_arm_whose_trials_fail_is_named_and_not_run(tmp_path, capsys):
+    own = [*TWO, "rates=[0.1,0.2]", "clock=cost", "budget=1k"]
+    assert compared(tmp_path, *own, "++method.batch_size=500") == 1
+    assert "trim failed: " in (tmp_path / "table.md").read_text()
+    assert not (tmp_path / "trim").exists()
+    assert (tmp_path / "uniform" / "seed0.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("own", "message"),
     [
@@ -318,6 +326,7 @@ def test_a_tuned_comparison_uses_what_it_chose(tmp_path, capsys):
     assert "50% of it" in text
     assert "100% of it" in text
     assert "| rate |" in text
+    assert "| 0.05 ! |" in text
     assert (tmp_path / "compare.png").is_file()
     assert (tmp_path / "compare_50.png").is_file()
 

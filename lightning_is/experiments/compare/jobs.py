@@ -22,7 +22,8 @@ def plan(cfg: DictConfig, arms: Mapping[str, DictConfig], rates: Rates) -> list[
     Args:
         cfg: As composed from ``conf/compare.yaml``.
         arms: As composed.
-        rates: Learning rates that were tuned; of the others their own.
+        rates: Learning rates that were tuned; if any were, what has none is not run,
+            as its trials failed.
     """
     clock, folder = clock_of(cfg), Path(cfg.out)
     return [
@@ -34,6 +35,7 @@ def plan(cfg: DictConfig, arms: Mapping[str, DictConfig], rates: Rates) -> list[
         for share in map(float, cfg.shares)
         for seed in cfg.seeds
         for name, arm in arms.items()
+        if cfg.rates is None or (name, share) in rates
     ]
 
 

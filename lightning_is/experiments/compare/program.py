@@ -50,16 +50,17 @@ def compare(cfg: DictConfig, overrides: Sequence[str]) -> int:
     tries, failed_tries = made(trials(cfg, arms), cfg.jobs, "tuning: ")
     rates = tuned(tries, cfg.tuned_by)
     results, failures = made(plan(cfg, arms, rates), cfg.jobs)
+    failures = failed_tries | failures
     folder.mkdir(parents=True, exist_ok=True)
     if tries:
         write_trials(tries, cfg.tuned_by, folder / "tuning.csv")
     write_runs(results, folder / "runs.csv")
-    rows = summarise(results, failures, cfg.baseline)
+    rows = summarise(results, failures, cfg.baseline, cfg.rates or ())
     title = heading(cfg)
     write_markdown(rows, title, note(cfg.baseline), folder / "table.md")
     draw_all(results, rows, title, folder, cfg)
     print_rows(rows, f"{title}\n{folder}", note(cfg.baseline))
-    return 1 if failures or failed_tries else 0
+    return 1 if failures else 0
 
 
 def made(
@@ -92,8 +93,14 @@ def made(
 
 def running(left: Sequence[Job], side_by_side: int) -> str:
     """Name the runs being made: they begin in their order."""
-    now = [" ".join([job.arm, f"seed {job.seed}"]) for job in left[:side_by_side]]
-    return ", ".join(now) or "done"
+    return ", ".join(named(job) for job in left[:side_by_side]) or "done"
+
+
+def named(job: Job) -> str:
+    """Name a run, as far as it differs from others."""
+    share = "" if job.share == 1 else f"{job.share:.0%}: "
+    rate = "" if job.rate is None else f" rate {job.rate:g}"
+    return f"{share}{job.arm}{rate} seed {job.seed}"
 
 
 def heading(cfg: DictConfig) -> str:

@@ -43,7 +43,10 @@ class Row:
 
 
 def summarise(
-    results: Sequence[Result], failures: Mapping[Place, str], baseline: str = "uniform"
+    results: Sequence[Result],
+    failures: Mapping[Place, str],
+    baseline: str = "uniform",
+    grid: Sequence[float] = (),
 ) -> list[Row]:
     """Make the rows: for each budget arms by training loss, then those that failed.
 
@@ -51,6 +54,7 @@ def summarise(
         results: Of all arms, budgets and seeds that have any.
         failures: What went wrong.
         baseline: The arm that the others are compared with.
+        grid: Rates that were tried.
     """
     groups: dict[Place, list[Result]] = {place: [] for place in failures}
     for run in results:
@@ -60,14 +64,18 @@ def summarise(
         error = failures.get((arm, share))
         if runs:
             base = groups.get((baseline, share), [])
-            rows.append(_row(runs, base, baseline, error))
+            rows.append(_row(runs, base, baseline, error, grid))
         else:
             rows.append(Row(arm, share, inf, {"arm": arm}, error=error))
     return sorted(rows, key=lambda row: (row.share, row.loss, row.arm))
 
 
 def _row(
-    runs: Sequence[Result], base: Sequence[Result], baseline: str, error: str | None
+    runs: Sequence[Result],
+    base: Sequence[Result],
+    baseline: str,
+    error: str | None,
+    grid: Sequence[float],
 ) -> Row:
     ends = [run.end for run in runs]
     paired = {run.seed: run.end for run in base}
@@ -86,7 +94,8 @@ def _row(
     }
     cells = {"arm": runs[0].arm}
     if runs[0].rate is not None:
-        cells["rate"] = f"{runs[0].rate:g}"
+        at_end = runs[0].rate in (min(grid), max(grid)) if grid else False
+        cells["rate"] = f"{runs[0].rate:g}" + " !" * at_end
     cells |= {
         "steps": f"{fmean(end.steps for end in ends):.0f}",
         "training loss": spread(losses, "{:.3g}", "{:.1g}"),
@@ -163,7 +172,8 @@ def note(baseline: str) -> str:
     return (
         "± standard deviation over seeds, brackets: 95 % confidence of paired seeds. "
         f"/ {baseline}: ratio of training losses, geometric mean; - {baseline}: "
-        "difference of errors in points; open: share of steps on a draw"
+        "difference of errors in points; open: share of steps on a draw; rate !: at an "
+        "end of those tried"
     )
 
 
