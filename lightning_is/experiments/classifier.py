@@ -63,6 +63,13 @@ class Classifier(LightningModule):
         logits: Tensor = self.net(x)
         return logits
 
+    def evaluate(self, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Cross-entropy of each example in nats, and 1 if it is classified wrongly."""
+        x, y = batch
+        logits = self(x)
+        wrong = (logits.argmax(1) != y).float()
+        return functional.cross_entropy(logits, y, reduction="none"), wrong
+
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         x, y = batch

@@ -12,24 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from lightning import LightningModule
 from PIL import Image
 from torch import nn
 
 from lightning_is import ImportanceSamplingCallback
-from lightning_is.experiments.compare import compare, stopwatch
+from lightning_is.experiments.classifier import Classifier
+from lightning_is.experiments.compare import compare, meter
+from lightning_is.experiments.compare.arms import composed
 from lightning_is.experiments.compare.budget import Budget, Point
 from lightning_is.experiments.compare.figure import draw, on_grid, style
-from lightning_is.experiments.compare.jobs import plan
+from lightning_is.experiments.compare.jobs import check, plan
+from lightning_is.experiments.compare.meter import Stopwatch, parse_budget
 from lightning_is.experiments.compare.referee import Measured, Referee, stored
+from lightning_is.experiments.compare.report import print_rows, write_markdown
 from lightning_is.experiments.compare.run import Job, Result, attach, read, write
-from lightning_is.experiments.compare.stopwatch import Stopwatch, parse_seconds
-from lightning_is.experiments.compare.table import (
-    print_rows,
-    summarise,
-    write_markdown,
-    write_runs,
-)
+from lightning_is.experiments.compare.table import summarise, write_runs
 from lightning_is.experiments.data import Digits
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +47,9 @@ def compared(folder, *overrides):
 def planned(folder, *overrides):
     overrides = configured(folder, *overrides)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return plan(compose("compare", overrides), overrides)
+        cfg = compose("compare", overrides)
+        check(cfg, overrides)
+        return plan(cfg, composed(cfg, overrides), {})
 
 
 # The budget
@@ -61,13 +60,13 @@ def planned(folder, *overrides):
     [("30s", 30), ("2m", 120), ("1.5h", 5400), (" 7 ", 7), (12, 12), (0.5, 0.5)],
 )
 def test_a_budget_is_read_with_and_without_its_unit(text, seconds):
-    assert parse_seconds(text) == seconds
+    assert parse_budget(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["soon", "", "-3s", "0", 0, "3 days", "inf", "1m30s"])
 def test_what_is_no_length_of_time_is_refused_with_the_cure(text):
     with pytest.raises(ValueError, match=r"positive length of time.*Write 30s, 2m"):
-        parse_seconds(text)
+        parse_budget(text)
 
 
 class FakeTime:
@@ -75,7 +74,7 @@ class FakeTime:
 
     def __init__(self, monkeypatch):
         self.now = 50.0
-        monkeypatch.setattr(stopwatch, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(meter, "perf_counter", lambda: self.now)
 
 
 def test_a_stopped_watch_does_not_count(monkeypatch):
@@ -85,10 +84,10 @@ def test_a_stopped_watch_does_not_count(monkeypatch):
     time.now += 2
     watch.stop()
     time.now += 100
-    assert watch.seconds == 2
+    assert watch.spent == 2
     watch.start()
     time.now += 3
-    assert watch.seconds == 5
+    assert watch.spent == 5
 
 
 class SlowReferee(Referee):
@@ -100,7 +99,7 @@ class SlowReferee(Referee):
     def measure(self, module, *, thorough=False):
         self.time.now += 1000
         self.thorough.append(thorough)
-        return Measured(1.0, 1.0, 0.5)
+        return Measured(1.0, 1.0, 1.0, 0.5, {"test": 0.5})
 
 
 def trained(kit, monkeypatch, seconds, points, **settings):
@@ -128,15 +127,15 @@ def test_the_rate_falls_to_zero_with_the_budget_and_the_run_ends(kit, monkeypatc
 
 def test_measurements_are_evenly_spaced_and_free(kit, monkeypatch):
     budget, _, _ = trained(kit, monkeypatch, 10.0, 4)
-    assert [p.seconds for p in budget.points] == [0, 3, 5, 8, 10]
+    assert [p.spent for p in budget.points] == [0, 3, 5, 8, 10]
     assert [p.steps for p in budget.points] == [0, 3, 5, 8, 10]
     assert budget._referee.thorough == [False] * 4 + [True]
-    assert budget.watch.seconds == 10
+    assert budget.meter.spent == 10
 
 
 def test_steps_longer_than_the_spacing_are_measured_once_each(kit, monkeypatch):
     budget, _, _ = trained(kit, monkeypatch, 3.0, 20)
-    assert [p.seconds for p in budget.points] == [0, 1, 2, 3]
+    assert [p.spent for p in budget.points] == [0, 1, 2, 3]
     assert budget.share() == 1
 
 
@@ -157,9 +156,9 @@ def test_annealed_methods_go_by_the_budget_which_comes_last(kit, monkeypatch):
 # The referee
 
 
-class Net(LightningModule):
+class Net(Classifier):
     def __init__(self):
-        super().__init__()
+        super().__init__(nn.Identity(), torch.optim.SGD)
         self.drop = nn.Dropout(0.5)
         self.norm = nn.BatchNorm1d(64)
         self.last = nn.Linear(64, 10)
@@ -215,10 +214,10 @@ def test_examples_outside_of_memory_are_refused(kit):
 def test_every_method_file_is_compared_unless_some_are_chosen(tmp_path):
     files = {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
     jobs = planned(tmp_path, *TINY, "seeds=[0,4]")
-    assert {job.method for job in jobs} == files
+    assert {job.arm for job in jobs} == files
     assert [job.seed for job in jobs] == [0] * len(files) + [4] * len(files)
     chosen = planned(tmp_path, *TINY, "methods=[trim]", "seeds=[3]")
-    assert [(job.method, job.seed) for job in chosen] == [("trim", 3)]
+    assert [(job.arm, job.seed) for job in chosen] == [("trim", 3)]
 
 
 def test_overrides_reach_every_run(tmp_path):
@@ -243,7 +242,7 @@ def test_overrides_reach_every_run(tmp_path):
         ("scheduler=linear", "fall with the budget alone"),
         ("points=0", "`points` must be at least 1, got 0"),
         ("jobs=0", "`jobs` must be at least 1, got 0"),
-        ("clock=sun", "must be auto, cpu or wall, got 'sun'"),
+        ("clock=sun", "must be auto, cpu, wall or cost, got 'sun'"),
         ("loader=workers", "2 loader workers"),
     ],
 )
@@ -271,7 +270,7 @@ def test_a_comparison_leaves_everything_behind_and_is_resumed(tmp_path, capsys):
     told = {path: json.loads(path.read_text()) for path in runs}
     for run in told.values():
         first, last = run["points"][0], run["points"][-1]
-        assert 0.3 <= last["seconds"] < 0.6
+        assert 0.3 <= last["spent"] < 0.6
         assert last["train_loss"] < first["train_loss"]
         assert last["steps"] > 0
     for seed in (0, 1):  # the same start for every method
@@ -320,9 +319,13 @@ def test_the_program_makes_runs_in_processes_of_their_own(tmp_path):
 # Table and figure
 
 
-def result(method, seed, loss, error=0.25, open_share=nan):
-    points = [Point(2.3, 2.3, 0.9, 0.0, 0), Point(loss, loss, error, 8.0, 100)]
-    return Result(method, seed, open_share, points)
+def point(loss, error, spent, steps):
+    return Point(loss, loss, loss, error, {"test": error}, spent, steps)
+
+
+def result(arm, seed, loss, error=0.25, open_share=nan, share=1.0, rate=None):
+    points = [point(2.3, 0.9, 0.0, 0), point(loss, error, 8.0, 100)]
+    return Result(arm, seed, share, rate, open_share, points)
 
 
 RESULTS = [
@@ -333,32 +336,43 @@ RESULTS = [
 
 
 def test_rows_are_sorted_by_loss_and_compare_paired_seeds():
-    rows = {row.method: row for row in summarise(RESULTS, {"broken": "why"})}
+    rows = {row.arm: row for row in summarise(RESULTS, {("broken", 1.0): "why"})}
     assert list(rows) == ["better", "uniform", "broken", "lost"]
-    better = ("better", "100", "0.1 ± 0", "0.35 (0.25..0.5)", "12.50 ± 0", "50%")
-    assert rows["better"].cells == better
-    assert rows["uniform"].cells[2:4] == ("0.3 ± 0.1", "1")
-    assert rows["lost"].cells[2:4] == ("diverged", "-")
+    assert rows["better"].cells == {
+        "arm": "better",
+        "steps": "100",
+        "training loss": "0.1 ± 0",
+        "/ uniform": "0.35 [0.0043, 29]",
+        "test error [%]": "12.50 ± 0",
+        "test - uniform": "-12.50 [-12.50, -12.50]",
+        "open": "50%",
+    }
+    assert list(rows["uniform"].cells.values())[2:4] == ["0.3 ± 0.1", "1"]
+    assert list(rows["lost"].cells.values())[2:4] == ["diverged", "-"]
     assert rows["broken"].error == "why"
 
 
-def test_one_seed_has_no_spread_and_without_uniform_there_is_no_ratio():
+def test_one_seed_has_no_spread_and_without_a_baseline_there_is_no_ratio():
     (row,) = summarise([result("trim", 0, 0.1)], {})
-    assert row.cells == ("trim", "100", "0.1", "-", "25.00", "-")
+    assert list(row.cells.values()) == ["trim", "100", "0.1", "-", "25.00", "-", "-"]
+    one, _ = summarise([result("trim", 0, 0.1), result("b", 0, 0.2)], {}, "b")
+    assert one.cells["/ b"] == "0.5"
 
 
 def test_the_table_is_printed_and_written(tmp_path, capsys):
-    rows = summarise(RESULTS, {"broken": "a [bold] claim"})
-    print_rows(rows, "title [x]")
-    write_markdown(rows, "title [x]", tmp_path / "table.md")
+    rows = summarise(RESULTS, {("broken", 1.0): "a [bold] claim"})
+    print_rows(rows, "title [x]", "a note")
+    write_markdown(rows, "title [x]", "a note", tmp_path / "table.md")
     write_runs(RESULTS, tmp_path / "runs.csv")
     for text in (capsys.readouterr().out, (tmp_path / "table.md").read_text()):
-        for wanted in ("title [x]", "0.35 (0.25..0.5)", "failed: a [bold] claim"):
+        for wanted in ("title [x]", "0.35 [0.0043, 29]", "failed: a [bold] claim"):
             assert wanted in text
+        assert "a note" in text
     with (tmp_path / "runs.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(RESULTS)
     assert float(lines[0]["train_loss"]) == 0.2
+    assert float(lines[0]["test_error"]) == float(lines[0]["test_error"]) == 0.25
 
 
 def test_many_methods_look_different_and_uniform_is_black():
@@ -383,9 +397,9 @@ def test_the_figure_survives_what_diverged_and_what_is_without_error(tmp_path):
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path):
-    job = Job("lost", 1, {"budget": 3.0}, tmp_path / "seed1.json")
+    job = Job("lost", 1, 1.0, None, {"budget": 3.0}, tmp_path / "seed1.json")
     assert read(job) is None
-    write(RESULTS[2], Job("better", 0, job.settings, job.path))
+    write(RESULTS[2], Job("better", 0, 1.0, None, job.settings, job.path))
     back = read(job)
     assert back.points == RESULTS[2].points
     assert back.open_share == 0.5

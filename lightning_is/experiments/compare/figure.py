@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float64
 
 from lightning_is.experiments.compare.run import Result
-from lightning_is.experiments.compare.table import BASELINE
 
 if TYPE_CHECKING:  # half a second to import, and needed only once the runs are over
     from matplotlib.axes import Axes
@@ -23,15 +22,23 @@ GRID = 200  # times at which seeds are averaged
 
 
 def draw(
-    results: Sequence[Result], order: Sequence[str], title: str, path: Path
+    results: Sequence[Result],
+    order: Sequence[str],
+    title: str,
+    path: Path,
+    *,
+    baseline: str = "uniform",
+    unit: str = "",
 ) -> None:
-    """Draw mean and range over seeds of every method.
+    """Draw mean and range over seeds of every arm.
 
     Args:
-        results: Of all methods and seeds, at least one.
-        order: Of the methods in the legend; those without results are left out.
+        results: Of all arms and seeds with one budget, at least one.
+        order: Of the arms in the legend; those without results are left out.
         title: Says what was compared.
         path: Where the picture goes; its suffix chooses the format.
+        baseline: The arm drawn in black.
+        unit: What the budget is of; time, unless it says something else.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -39,16 +46,17 @@ def draw(
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     FigureCanvasAgg(figure)  # a file, whatever display the machine has or lacks
     loss, error = figure.subplots(1, 2, sharex=True)
-    by_method = {name: [run for run in results if run.method == name] for name in order}
-    shown = [name for name, runs in by_method.items() if runs]
+    by_arm = {name: [run for run in results if run.arm == name] for name in order}
+    shown = [name for name, runs in by_arm.items() if runs]
     for name in shown:
         for axis, field in ((loss, "train_loss"), (error, "test_error")):
-            _draw_method(axis, by_method[name], field, style(name, shown))
+            _draw_arm(axis, by_arm[name], field, style(name, shown, baseline))
     loss.set_ylabel("training loss [nats]")
     error.set_ylabel("test error [%]")
-    loss.set_xlim(0, max(run.end.seconds for run in results))
+    loss.set_xlim(0, max(run.end.spent for run in results))
     for axis in (loss, error):
         _dress(axis)
+        axis.set_xlabel(unit or "time spent [s]")
     handles, labels = loss.get_legend_handles_labels()
     figure.legend(
         *(handles, labels),
@@ -61,16 +69,16 @@ def draw(
     figure.savefig(path, dpi=150)
 
 
-def style(name: str, methods: Sequence[str]) -> dict[str, Any]:
-    """Colour and dashes of a method among others, whatever their order.
+def style(name: str, arms: Sequence[str], baseline: str = "uniform") -> dict[str, Any]:
+    """Colour and dashes of an arm among others, whatever their order.
 
     Example:
         >>> style("uniform", ["trim", "uniform"])["color"]
         'black'
     """
-    if name == BASELINE:
+    if name == baseline:
         return {"color": "black", "linewidth": 2.6, "linestyle": "-"}
-    names = sorted(set(methods) - {BASELINE})
+    names = sorted(set(arms) - {baseline})
     row, column = divmod(names.index(name), len(COLOURS))
     dashes = DASHES[row % len(DASHES)]
     return {"color": COLOURS[column], "linewidth": 1.7, "linestyle": dashes}
@@ -81,20 +89,20 @@ def on_grid(
 ) -> Float64[np.ndarray, "S T"]:
     """One quantity of every run at the same times, interpolated."""
     curves = [
-        ([p.seconds for p in run.points], [vars(p)[field] for p in run.points])
+        ([p.spent for p in run.points], [vars(p)[field] for p in run.points])
         for run in runs
     ]
     return np.stack([np.interp(times, *curve) for curve in curves])
 
 
-def _draw_method(
+def _draw_arm(
     axis: "Axes", runs: Sequence[Result], field: str, look: dict[str, Any]
 ) -> None:
     # Up to where every seed has something to say.
-    last = min(run.end.seconds for run in runs)
+    last = min(run.end.spent for run in runs)
     times = np.linspace(0.0, last, GRID)
     values = on_grid(runs, field, times) * (100 if field == "test_error" else 1)
-    axis.plot(times, values.mean(0), label=runs[0].method, **look)
+    axis.plot(times, values.mean(0), label=runs[0].arm, **look)
     if len(runs) > 1:
         low, high = values.min(0), values.max(0)
         axis.fill_between(
@@ -112,6 +120,5 @@ def _dress(axis: "Axes") -> None:
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
-    axis.set_xlabel("time spent [s]")
     axis.grid(visible=True, alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,104 +1,52 @@
 """Which runs a comparison consists of, and how they are made."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, cast
 
-import torch
-from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from lightning_is.experiments.compare.arms import clock_of, settings
+from lightning_is.experiments.compare.budget import DECAYS
 from lightning_is.experiments.compare.run import Job, execute
-from lightning_is.experiments.compare.stopwatch import Clock, parse_seconds
 from lightning_is.experiments.machine import steady_memory
 
-# What says which runs to make, or where, and nothing of a run itself.
-PLAN = ("methods", "seeds", "jobs", "out", "output_dir", "title")
+Rates = Mapping[tuple[str, float], float]  # of an arm with a share of the budget
 
 
-def plan(cfg: DictConfig, overrides: Sequence[str]) -> list[Job]:
-    """List the runs, all methods of a seed side by side.
+def plan(cfg: DictConfig, arms: Mapping[str, DictConfig], rates: Rates) -> list[Job]:
+    """List the runs, all arms of a seed side by side.
 
     Args:
         cfg: As composed from ``conf/compare.yaml``.
-        overrides: What it was composed with; every run is too.
-
-    Raises:
-        ValueError: If settings contradict one another or name nothing.
+        arms: As composed.
+        rates: Learning rates that were tuned; if any were, what has none is not run,
+            as its trials failed.
     """
-    check(cfg, overrides)
     clock, folder = clock_of(cfg), Path(cfg.out)
-    # Where results go is no part of a run: a moved folder can be resumed.
-    nowhere = ["out=null", "title=null"]
-    arms = {
-        name: compose("compare", [*overrides, *nowhere, f"method={name}"])
-        for name in methods(cfg)
-    }
     return [
-        Job(name, seed, settings(arm, clock, seed), folder / name / f"seed{seed}.json")
+        Job(
+            *(name, seed, share, rates.get((name, share))),
+            settings(arm, clock, seed, share=share, rate=rates.get((name, share))),
+            folder / part(share) / name / f"seed{seed}.json",
+        )
+        for share in map(float, cfg.shares)
         for seed in cfg.seeds
         for name, arm in arms.items()
+        if cfg.rates is None or (name, share) in rates
     ]
 
 
-def methods(cfg: DictConfig) -> list[str]:
-    """Names of the methods that were chosen, or of all.
+def part(share: float) -> str:
+    """Name the folder of a share of the budget; the whole needs none.
 
-    Raises:
-        ValueError: If a chosen one has no file.
+    Example:
+        >>> part(0.3), part(1.0)
+        ('30%', '')
     """
-    known: list[str] = (
-        GlobalHydra.instance().config_loader().get_group_options("method")
-    )
-    chosen = known if cfg.methods is None else list(cfg.methods)
-    unknown = [name for name in chosen if name not in known]
-    if unknown or not chosen:
-        raise ValueError(
-            f"`methods` must name files of conf/method, got {unknown or chosen}. "
-            f"Choose among {', '.join(known)}, or leave it out for all."
-        )
-    return chosen
-
-
-def settings(arm: DictConfig, clock: Clock, seed: int) -> dict[str, Any]:
-    """Everything that determines a run, resolved.
-
-    Args:
-        arm: As composed for its method.
-        clock: Counts its time.
-        seed: Of weights, order and draws.
-    """
-    own = {"budget": parse_seconds(arm.budget), "clock": clock, "seed": seed}
-    plain = OmegaConf.to_container(OmegaConf.merge(arm, own), resolve=True)
-    return {k: v for k, v in cast("dict[str, Any]", plain).items() if k not in PLAN}
-
-
-def clock_of(cfg: DictConfig) -> Clock:
-    """Return the clock that was asked for, or the one that suits the accelerator.
-
-    Raises:
-        ValueError: If it is unknown, or would not see all the work.
-    """
-    name = cfg.trainer.accelerator
-    on_cpu = name == "cpu" or (name == "auto" and not torch.accelerator.is_available())
-    if cfg.clock not in ("auto", "cpu", "wall"):
-        raise ValueError(
-            f"`clock` must be auto, cpu or wall, got {cfg.clock!r}. Leave it out for "
-            "the CPU's time without an accelerator and time as it passes with one."
-        )
-    if cfg.clock == "wall" or not (on_cpu or cfg.clock == "cpu"):
-        return "wall"
-    if not on_cpu or cfg.loader.num_workers > 0:
-        place = f"{cfg.loader.num_workers} loader workers" if on_cpu else f"a {name}"
-        raise ValueError(
-            "The clock must see all the work, got clock=cpu, which counts one process, "
-            f"and {place}. Choose clock=wall, or keep the work in the process."
-        )
-    return "cpu"
+    return "" if share == 1 else f"{share:.3g}" if share < 0.01 else f"{share:.0%}"
 
 
 def check(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -112,9 +60,20 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> None:
             raise ValueError(
                 f"`{name}` must be at least {least}, got {cfg[name]}. Leave it out."
             )
-    if not cfg.seeds or len(set(cfg.seeds)) < len(cfg.seeds):
+    for name, cure in (("seeds", "[0,1,2]"), ("shares", "[0.3,1,3]")):
+        if not cfg[name] or len(set(cfg[name])) < len(cfg[name]):
+            raise ValueError(
+                f"`{name}` must be different numbers, got {cfg[name]}. Write "
+                f"{name}={cure}."
+            )
+    if min(cfg.shares) <= 0:
         raise ValueError(
-            f"`seeds` must be different numbers, got {cfg.seeds}. Write seeds=[0,1,2]."
+            f"`shares` of the budget must be positive, got {cfg.shares}. 0.3 is 30 %."
+        )
+    if cfg.decay not in DECAYS:
+        raise ValueError(
+            f"`decay` must be one of {', '.join(DECAYS)}, got {cfg.decay!r}. Leave it "
+            "out for a rate that falls to zero on a line."
         )
     for own, cure in {"method": "methods=[trim]", "seed": "seeds=[0,1]"}.items():
         if any(text.lstrip("+").startswith(f"{own}=") for text in overrides):
@@ -122,7 +81,8 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> None:
                 f"`{own}` is what is compared and cannot be set, got it in "
                 f"{' '.join(overrides)!r}. Choose by {cure}."
             )
-    if cfg.scheduler is not None:
+    asked = [text for text in overrides if text.lstrip("+").startswith("scheduler=")]
+    if not all(text.endswith(("=none", "=null")) for text in asked):
         raise ValueError(
             "The learning rate must fall with the budget alone, got a scheduler as "
             "well. Leave out `scheduler`."

@@ -13,19 +13,24 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from lightning_is.experiments.compare.arms import clock_of, composed
 from lightning_is.experiments.compare.figure import draw
-from lightning_is.experiments.compare.jobs import executed, plan
-from lightning_is.experiments.compare.run import Job, read
+from lightning_is.experiments.compare.jobs import check, executed, part, plan
+from lightning_is.experiments.compare.meter import parse_budget, written
+from lightning_is.experiments.compare.report import print_rows, write_markdown
+from lightning_is.experiments.compare.run import Job, Result, read
 from lightning_is.experiments.compare.table import (
-    print_rows,
+    Place,
+    Row,
+    note,
     summarise,
-    write_markdown,
     write_runs,
 )
+from lightning_is.experiments.compare.tuning import trials, tuned, write_trials
 
 
 def compare(cfg: DictConfig, overrides: Sequence[str]) -> int:
-    """Train by every method from every seed; leave table, figure and numbers.
+    """Train every arm from every seed; leave tables, figures and numbers.
 
     Runs that the folder already holds are not made again.
 
@@ -39,52 +44,83 @@ def compare(cfg: DictConfig, overrides: Sequence[str]) -> int:
     Raises:
         ValueError: If a setting makes no sense, or the folder holds other runs.
     """
-    jobs = plan(cfg, overrides)
-    missing = [job for job in jobs if read(job) is None]
-    failures = make(missing, cfg.jobs)
-    results = [result for job in jobs if (result := read(job)) is not None]
-    rows = summarise(results, failures)
-    folder, title = Path(cfg.out), heading(cfg.title, jobs[0])
+    check(cfg, overrides)
+    folder = Path(cfg.out)
+    arms = composed(cfg, overrides)
+    tries, failed_tries = made(trials(cfg, arms), cfg.jobs, "tuning: ")
+    rates = tuned(tries, cfg.tuned_by)
+    results, failures = made(plan(cfg, arms, rates), cfg.jobs)
+    failures = failed_tries | failures
     folder.mkdir(parents=True, exist_ok=True)
+    if tries:
+        write_trials(tries, cfg.tuned_by, folder / "tuning.csv")
     write_runs(results, folder / "runs.csv")
-    write_markdown(rows, title, folder / "table.md")
-    if results:
-        order = [row.method for row in rows]
-        draw(results, order, title, folder / "compare.png")
-    print_rows(rows, f"{title}\n{folder}")
+    rows = summarise(results, failures, cfg.baseline, cfg.rates or ())
+    title = heading(cfg)
+    write_markdown(rows, title, note(cfg.baseline), folder / "table.md")
+    draw_all(results, rows, title, folder, cfg)
+    print_rows(rows, f"{title}\n{folder}", note(cfg.baseline))
     return 1 if failures else 0
 
 
-def make(jobs: Sequence[Job], side_by_side: int) -> dict[str, str]:
+def made(
+    jobs: Sequence[Job], side_by_side: int, what: str = ""
+) -> tuple[list[Result], dict[Place, str]]:
     """Make the runs that are missing; show which are being made.
 
     Returns:
-        What went wrong in the methods that failed.
+        All there are, and what went wrong, by arm and share of the budget.
     """
-    failures: dict[str, str] = {}
-    left = list(jobs)
+    failures: dict[Place, str] = {}
+    left = [job for job in jobs if read(job) is None]
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     text = TextColumn("{task.description}")
     # Redrawn seldom: its thread is on the clock of a run in the same process.
     with Progress(
         text, *columns, console=Console(stderr=True), refresh_per_second=1
     ) as bar:
-        task = bar.add_task(running(left, side_by_side), total=len(left))
-        for job, error in executed(jobs, side_by_side):
+        shown = what + running(left, side_by_side)
+        task = bar.add_task(shown, total=len(left), visible=bool(left))
+        for job, error in executed(list(left), side_by_side):
             left.remove(job)
-            bar.update(task, advance=1, description=running(left, side_by_side))
+            shown = what + running(left, side_by_side)
+            bar.update(task, advance=1, description=shown)
             if error is not None:
-                failures.setdefault(job.method, f"{error} ({job.error_path})")
-    return failures
+                place = job.arm, job.share
+                failures.setdefault(place, f"{error} ({job.error_path})")
+    return [result for job in jobs if (result := read(job)) is not None], failures
 
 
 def running(left: Sequence[Job], side_by_side: int) -> str:
     """Name the runs being made: they begin in their order."""
-    now = [f"{job.method} seed {job.seed}" for job in left[:side_by_side]]
-    return ", ".join(now) or "done"
+    return ", ".join(named(job) for job in left[:side_by_side]) or "done"
 
 
-def heading(title: str, job: Job) -> str:
+def named(job: Job) -> str:
+    """Name a run, as far as it differs from others."""
+    share = "" if job.share == 1 else f"{job.share:.0%}: "
+    rate = "" if job.rate is None else f" rate {job.rate:g}"
+    return f"{share}{job.arm}{rate} seed {job.seed}"
+
+
+def heading(cfg: DictConfig) -> str:
     """Say what was compared, on what terms."""
-    clock = {"cpu": "CPU time of one thread", "wall": "time"}[job.settings["clock"]]
-    return f"{title}: {job.settings['budget']:g} s of {clock}"
+    clock = clock_of(cfg)
+    return f"{cfg.title}: {written(parse_budget(cfg.budget, clock), clock)}"
+
+
+def draw_all(
+    results: Sequence[Result],
+    rows: Sequence[Row],
+    title: str,
+    folder: Path,
+    cfg: DictConfig,
+) -> None:
+    """Draw a figure for each budget."""
+    for share in dict.fromkeys(run.share for run in results):
+        some = [run for run in results if run.share == share]
+        order = [row.arm for row in rows if row.share == share]
+        suffix = part(share) and f"_{part(share).rstrip('%')}"
+        unit = "arithmetic spent [examples]" if clock_of(cfg) == "cost" else ""
+        path = folder / f"compare{suffix}.png"
+        draw(some, order, title, path, baseline=cfg.baseline, unit=unit)

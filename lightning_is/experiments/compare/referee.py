@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from lightning import LightningModule
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from lightning_is.experiments.data import TensorDataModule
@@ -19,19 +19,46 @@ from lightning_is.experiments.data.tensors import Batch, TensorSet
 GLANCE, CHUNK = 2500, 500
 
 
+@runtime_checkable
+class Measurable(Protocol):
+    """A module that says of each example how well it does."""
+
+    def evaluate(self, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Loss of each example in nats, and whether it is wrong: 0 or 1."""
+
+
+def measurable(module: LightningModule) -> Measurable:
+    """Return the module, as what can be measured.
+
+    Raises:
+        TypeError: If it cannot.
+    """
+    if not isinstance(module, Measurable):
+        raise TypeError(
+            "Runs are measured example by example, by `evaluate(batch)`, which "
+            f"{type(module).__name__} has not. Let it return losses and errors, as "
+            "`Classifier.evaluate` does."
+        )
+    return module
+
+
 @dataclass(frozen=True)
 class Measured:
     """What a network reached.
 
     Args:
-        train_loss: Mean cross-entropy of training examples as they are, in nats.
+        train_loss: Mean loss of training examples as they are, in nats.
+        val_loss: Likewise of the validation examples.
         test_loss: Likewise of all test examples.
-        test_error: Share of test examples that are classified wrongly.
+        test_error: Share of test examples that are wrong.
+        errors: The same of each part of the test examples.
     """
 
     train_loss: float
+    val_loss: float
     test_loss: float
     test_error: float
+    errors: dict[str, float]
 
 
 class Referee:
@@ -45,22 +72,31 @@ class Referee:
 
     def __init__(self, data: TensorDataModule) -> None:
         self._train = stored(data.ordered_train_dataloader())
-        self._tests = [stored(loader) for loader in data.test_dataloader()]
+        self._val = stored(data.val_dataloader())
+        names = data.splits.tests
+        loaders = data.test_dataloader()
+        self._tests = {n: stored(part) for n, part in zip(names, loaders, strict=True)}
 
     def measure(self, module: LightningModule, *, thorough: bool = False) -> Measured:
-        """Measure a network on the test set and on training examples.
+        """Measure a network on training, validation and test examples.
 
         Args:
-            module: From inputs to logits.
+            module: Evaluates examples.
             thorough: Take all examples rather than 2500 of each part.
         """
         most = None if thorough else GLANCE
         with evaluating(module):
             train = totals(module, self._train, most)
-            tests = [totals(module, test, most) for test in self._tests]
-        train_loss = float(train[0] / train[2])
-        loss, wrong, count = torch.stack(tests).sum(0).tolist()
-        return Measured(train_loss, loss / count, wrong / count)
+            val = totals(module, self._val, most)
+            tests = {n: totals(module, part, most) for n, part in self._tests.items()}
+        losses, wrong, count = torch.stack([*tests.values()]).sum(0).tolist()
+        return Measured(
+            train_loss=float(train[0] / train[2]),
+            val_loss=float(val[0] / val[2]),
+            test_loss=losses / count,
+            test_error=wrong / count,
+            errors={name: float(part[1] / part[2]) for name, part in tests.items()},
+        )
 
 
 @contextmanager
@@ -79,10 +115,10 @@ def evaluating(module: LightningModule) -> Iterator[None]:
 def totals(
     module: LightningModule, data: TensorSet, most: int | None
 ) -> Float64[Tensor, " 3"]:
-    """Sum of losses, number of errors and number of examples.
+    """Sum of losses, sum of errors and number of examples.
 
     Args:
-        module: From inputs to logits.
+        module: Evaluates examples.
         data: The examples.
         most: How many to take, the same ones every time; all if None.
     """
@@ -94,10 +130,8 @@ def totals(
     found = torch.zeros(3, dtype=torch.float64)
     for some in torch.split(rows, CHUNK):
         x, y = (part.to(module.device) for part in data.__getitems__(some.tolist()))
-        logits = module(x)
-        loss = functional.cross_entropy(logits, y, reduction="sum")
-        wrong = (logits.argmax(1) != y).sum()
-        found[:2] += torch.stack([loss.double(), wrong.double()]).cpu()
+        loss, wrong = measurable(module).evaluate((x, y))
+        found[:2] += torch.stack([loss.double().sum(), wrong.double().sum()]).cpu()
     found[2] = len(rows)
     return found
 

@@ -11,13 +11,14 @@ from textwrap import shorten
 from typing import Any
 
 from hydra.utils import instantiate
-from lightning import Trainer, seed_everything
+from lightning import LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_is import host
+from lightning_is.experiments.compare.arithmetic import Arithmetic, of_example
 from lightning_is.experiments.compare.budget import Budget, Point
-from lightning_is.experiments.compare.referee import Referee
-from lightning_is.experiments.compare.stopwatch import Stopwatch
+from lightning_is.experiments.compare.meter import Meter, Stopwatch
+from lightning_is.experiments.compare.referee import Referee, stored
 from lightning_is.experiments.curves import CurveRecorder, samplings
 from lightning_is.experiments.data import TensorDataModule
 from lightning_is.experiments.train import (
@@ -36,14 +37,18 @@ class Job:
     """A run to be made.
 
     Args:
-        method: Name of its file in ``conf/method``.
+        arm: Name of a method, or of an arm of its own.
         seed: Of weights, order and draws.
+        share: Of the budget.
+        rate: Learning rate, if it was tuned or is on trial.
         settings: All there is to know of the run, resolved, as JSON can hold it.
         path: Where its result belongs.
     """
 
-    method: str
+    arm: str
     seed: int
+    share: float
+    rate: float | None
     settings: dict[str, Any]
     path: Path
 
@@ -58,14 +63,18 @@ class Result:
     """What a run reached.
 
     Args:
-        method: Name of its file in ``conf/method``.
+        arm: Name of a method, or of an arm of its own.
         seed: Of weights, order and draws.
+        share: Of the budget.
+        rate: Learning rate, if it was tuned or is on trial.
         open_share: Share of steps that trained on a draw; NaN without draws.
         points: Measurements along the run, the last one at its end.
     """
 
-    method: str
+    arm: str
     seed: int
+    share: float
+    rate: float | None
     open_share: float
     points: list[Point]
 
@@ -83,7 +92,7 @@ def execute(job: Job) -> str | None:
     """
     job.path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        result = run(DictConfig(job.settings), job.method)
+        result = run(job)
     except Exception as error:  # whatever it was, the other runs should not be lost
         job.error_path.write_text(traceback.format_exc())
         return shorten(f"{type(error).__name__}: {error}", 300)
@@ -92,28 +101,34 @@ def execute(job: Job) -> str | None:
     return None
 
 
-def run(cfg: DictConfig, method: str) -> Result:
-    """Train for the time of the budget.
-
-    Args:
-        cfg: As composed from ``conf/compare.yaml``, with ``budget`` in seconds and
-            ``clock`` chosen.
-        method: Name to report the run by.
-    """
+def run(job: Job) -> Result:
+    """Train for all of the budget, and no longer."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    cfg = DictConfig(job.settings)
     data = loaded(json.dumps(OmegaConf.to_container(cfg.data), sort_keys=True))
-    referee = Referee(data)
-    with cpu_threads(1 if cfg.clock == "cpu" else cfg.threads), known_warnings():
+    with cpu_threads(cfg.threads if cfg.clock == "wall" else 1), known_warnings():
         # The first steps of a process import and allocate, at nobody's expense.
         brief = cfg.copy()
         brief.trainer.max_steps = WARM_UP
         fit(brief, data)
-        budget = Budget(cfg.budget, Stopwatch(cfg.clock), referee, cfg.points)
-        share = fit(cfg, data, budget)
-    return Result(method, cfg.seed, share, budget.points)
+        limit, meter = cfg.budget, meter_of(cfg, data)
+        budget = Budget(limit, meter, Referee(data), cfg.points, decay=cfg.decay)
+        open_share = fit(cfg, data, budget)
+    place = job.arm, job.seed, job.share, job.rate
+    return Result(*place, open_share, budget.points)
 
 
-@lru_cache(maxsize=1)  # decoding images takes longer than a short run
+def meter_of(cfg: DictConfig, data: TensorDataModule) -> Meter:
+    """Make what counts the time of a run, or its arithmetic."""
+    if cfg.clock != "cost":
+        return Stopwatch(cfg.clock)
+    examples = stored(data.ordered_train_dataloader())
+    some = range(min(len(examples), data.batch_size))
+    module: LightningModule = instantiate(cfg.classifier, _convert_="all")
+    return Arithmetic(of_example(module, examples.__getitems__(some)))
+
+
+@lru_cache(maxsize=2)  # decoding images takes longer than a short run
 def loaded(settings: str) -> TensorDataModule:
     """Load the data, or find them as the run before left them."""
     data: TensorDataModule = instantiate(json.loads(settings))
@@ -166,7 +181,7 @@ def read(job: Job) -> Result | None:
         )
     points = [Point(**_nans(point)) for point in stored["points"]]
     share = _nans({"share": stored["open_share"]})["share"]
-    return Result(job.method, job.seed, share, points)
+    return Result(job.arm, job.seed, job.share, job.rate, share, points)
 
 
 def _differences(one: Any, other: Any, name: str = "") -> set[str]:
@@ -187,4 +202,12 @@ def _nulls(value: Any) -> Any:
 
 
 def _nans(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: nan if value is None else value for key, value in values.items()}
+    # Of what a point holds, errors of parts are a dictionary themselves.
+    return {
+        key: _nans(value)
+        if isinstance(value, dict)
+        else nan
+        if value is None
+        else value
+        for key, value in values.items()
+    }

@@ -1,87 +1,121 @@
-"""The table of a comparison: one row a method, the lowest training loss first."""
+"""The table of a comparison: one row an arm, the lowest training loss first."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, inf, isfinite, isnan, log, nan
+from math import inf, isfinite, isnan
 from pathlib import Path
 from statistics import fmean, stdev
 
+from lightning_is.experiments.compare.budget import Point
 from lightning_is.experiments.compare.run import Result
+from lightning_is.experiments.compare.statistics import (
+    Interval,
+    differences,
+    ratios,
+)
 
-BASELINE = "uniform"
-COLUMNS = (
-    "method",
-    "steps",
-    "training loss",
-    f"/ {BASELINE}",
-    "test error [%]",
-    "open",
-)
-NOTE = (
-    f"± standard deviation over seeds; / {BASELINE}: ratio of training losses, "
-    "geometric mean and range over paired seeds; open: share of steps on a draw"
-)
+Place = tuple[str, float]  # an arm, and its share of the budget
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method in the table.
+    """An arm with one budget.
 
     Args:
-        method: Its name.
+        arm: Its name.
+        share: Of the budget.
         loss: Mean training loss at the end, by which rows are sorted; infinite if the
-            method diverged or failed.
-        cells: What the table says of it, as ``COLUMNS``.
+            arm diverged or failed.
+        cells: What the table says of it, by column.
+        loss_ratio: To the baseline's training loss, over paired seeds.
+        errors: In points: difference to the baseline's test error, by part.
         error: What went wrong, if a run failed.
     """
 
-    method: str
+    arm: str
+    share: float
     loss: float
-    cells: tuple[str, ...]
+    cells: Mapping[str, str]
+    loss_ratio: Interval | None = None
+    errors: Mapping[str, Interval] | None = None
     error: str | None = None
 
 
-def summarise(results: Sequence[Result], failures: Mapping[str, str]) -> list[Row]:
-    """Make the rows: methods by their training loss, then those that failed.
+def summarise(
+    results: Sequence[Result],
+    failures: Mapping[Place, str],
+    baseline: str = "uniform",
+    grid: Sequence[float] = (),
+) -> list[Row]:
+    """Make the rows: for each budget arms by training loss, then those that failed.
 
     Args:
-        results: Of all methods and seeds that have any.
-        failures: What went wrong, by method.
+        results: Of all arms, budgets and seeds that have any.
+        failures: What went wrong.
+        baseline: The arm that the others are compared with.
+        grid: Rates that were tried.
     """
-    by_method: dict[str, list[Result]] = {name: [] for name in failures}
-    for result in results:
-        by_method.setdefault(result.method, []).append(result)
-    base = {run.seed: run for run in by_method.get(BASELINE, [])}
-    rows = [
-        _row(name, runs, base, failures.get(name)) for name, runs in by_method.items()
-    ]
-    return sorted(rows, key=lambda row: (row.loss, row.method))
+    groups: dict[Place, list[Result]] = {place: [] for place in failures}
+    for run in results:
+        groups.setdefault((run.arm, run.share), []).append(run)
+    rows = []
+    for (arm, share), runs in groups.items():
+        error = failures.get((arm, share))
+        if runs:
+            base = groups.get((baseline, share), [])
+            rows.append(_row(runs, base, baseline, error, grid))
+        else:
+            rows.append(Row(arm, share, inf, {"arm": arm}, error=error))
+    return sorted(rows, key=lambda row: (row.share, row.loss, row.arm))
 
 
 def _row(
-    name: str, runs: Sequence[Result], base: Mapping[int, Result], error: str | None
+    runs: Sequence[Result],
+    base: Sequence[Result],
+    baseline: str,
+    error: str | None,
+    grid: Sequence[float],
 ) -> Row:
-    if not runs:
-        return Row(name, inf, (name, *["-"] * (len(COLUMNS) - 1)), error)
-    losses = [run.end.train_loss for run in runs]
-    mean = fmean(losses)
-    pairs = [(run, base[run.seed]) for run in runs if run.seed in base]
-    ratios = [ratio(run.end.train_loss, other.end.train_loss) for run, other in pairs]
-    cells = (
-        name,
-        f"{fmean(run.end.steps for run in runs):.0f}",
-        spread(losses, "{:.3g}", "{:.1g}"),
-        "1" if name == BASELINE else ranged(ratios),
-        spread([100 * run.end.test_error for run in runs], "{:.2f}", "{:.1g}"),
-        share(fmean(run.open_share for run in runs)),
+    ends = [run.end for run in runs]
+    paired = {run.seed: run.end for run in base}
+    both = [(run.end, paired[run.seed]) for run in runs if run.seed in paired]
+    losses = [end.train_loss for end in ends]
+    ratio = ratios(
+        [one.train_loss for one, _ in both], [other.train_loss for _, other in both]
     )
-    return Row(name, mean if isfinite(mean) else inf, cells, error)
+    parts = list(ends[0].errors)
+    errors = {
+        part: differences(
+            [error_of(one, part) for one, _ in both],
+            [error_of(other, part) for _, other in both],
+        )
+        for part in parts
+    }
+    cells = {"arm": runs[0].arm}
+    if runs[0].rate is not None:
+        at_end = runs[0].rate in (min(grid), max(grid)) if grid else False
+        cells["rate"] = f"{runs[0].rate:g}" + " !" * at_end
+    cells |= {
+        "steps": f"{fmean(end.steps for end in ends):.0f}",
+        "training loss": spread(losses, "{:.3g}", "{:.1g}"),
+        f"/ {baseline}": "1" if runs[0].arm == baseline else within(ratio, "{:.2g}"),
+    }
+    for part in parts:
+        several = [error_of(end, part) for end in ends]
+        cells[f"{part} error [%]"] = spread(several, "{:.2f}", "{:.1g}")
+        cells[f"{part} - {baseline}"] = (
+            "0" if runs[0].arm == baseline else within(errors[part], "{:+.2f}")
+        )
+    cells["open"] = share(fmean(run.open_share for run in runs))
+    mean = fmean(losses)
+    loss = mean if isfinite(mean) else inf
+    return Row(runs[0].arm, runs[0].share, loss, cells, ratio, errors, error)
 
 
-def ratio(one: float, other: float) -> float:
-    """Divide two losses; NaN where that says nothing."""
-    return one / other if one > 0 and other > 0 else nan
+def error_of(point: Point, part: str) -> float:
+    """Test error of a part, in percent."""
+    return 100 * point.errors[part]
 
 
 def share(value: float) -> str:
@@ -101,72 +135,64 @@ def spread(values: Sequence[float], mean: str, deviation: str) -> str:
         >>> spread([1.0, 3.0], "{:.1f}", "{:.2f}")
         '2.0 ± 1.41'
     """
-    if any(isnan(value) for value in values):
+    if not all(map(isfinite, values)):
         return "diverged"
     several = f" ± {deviation.format(stdev(values))}" if len(values) > 1 else ""
     return mean.format(fmean(values)) + several
 
 
-def ranged(values: Sequence[float]) -> str:
-    """Write a geometric mean and, of several values, their range.
+def within(found: Interval, form: str) -> str:
+    """Write a mean and its interval, as far as there are any.
 
     Example:
-        >>> ranged([0.5, 2.0])
-        '1 (0.5..2)'
+        >>> within(Interval(0.5, 0.25, 1.0), "{:.2g}")
+        '0.5 [0.25, 1]'
     """
-    if not values or any(isnan(value) for value in values):
+    if isnan(found.mean):
         return "-"
-    mean = _brief(exp(fmean(log(value) for value in values)))
-    several = f" ({_brief(min(values))}..{_brief(max(values))})"
-    return mean + (several if len(values) > 1 else "")
+    mean, ends = form.format(found.mean), (found.low, found.high)
+    if any(map(isnan, ends)):
+        return mean
+    return f"{mean} [{', '.join(form.format(end) for end in ends)}]"
 
 
-def _brief(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+def columns(rows: Sequence[Row]) -> list[str]:
+    """All columns that any row has, in their order."""
+    widest = max(rows, key=lambda row: len(row.cells), default=None)
+    return [] if widest is None else list(widest.cells)
+
+
+def cells(row: Row, names: Sequence[str]) -> list[str]:
+    """What a row has in the columns, with dashes where it has nothing."""
+    return [row.cells.get(name, "-") for name in names]
+
+
+def note(baseline: str) -> str:
+    """Say what the columns mean."""
+    return (
+        "± standard deviation over seeds, brackets: 95 % confidence of paired seeds. "
+        f"/ {baseline}: ratio of training losses, geometric mean; - {baseline}: "
+        "difference of errors in points; open: share of steps on a draw; rate !: at an "
+        "end of those tried"
+    )
 
 
 def failed(rows: Sequence[Row]) -> list[str]:
-    """Say which methods failed, and why."""
-    return [f"{row.method} failed: {row.error}" for row in rows if row.error]
-
-
-def print_rows(rows: Sequence[Row], title: str) -> None:
-    """Print the table."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*COLUMNS, title=escape(title), caption=NOTE, box=SIMPLE_HEAD)
-    table.pad_edge = table.show_edge = False
-    table.columns[0].overflow = "fold"
-    for column in table.columns[1:]:
-        column.justify, column.no_wrap = "right", True
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row.cells))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120  # a file is as wide as it takes
-    console.print(table)
-    for line in failed(rows):
-        console.print(line, style="red", markup=False, highlight=False)
-
-
-def write_markdown(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Write the table as Markdown."""
-    rule = ["---", *["---:"] * (len(COLUMNS) - 1)]
-    lines = [COLUMNS, rule, *(row.cells for row in rows)]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    parts = [f"# {title}", body, NOTE, *failed(rows)]
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    """Say which arms failed, and why."""
+    return [f"{row.arm} failed: {row.error}" for row in rows if row.error]
 
 
 def write_runs(results: Sequence[Result], path: Path) -> None:
     """Write one line a run, as CSV."""
-    columns = ["seconds", "steps", "train_loss", "test_loss", "test_error"]
+    names = ["spent", "steps", "train_loss", "val_loss", "test_loss", "test_error"]
+    parts = sorted({part for run in results for part in run.end.errors})
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["method", "seed", *columns, "open_share"])
+        errors = [f"{part}_error" for part in parts]
+        own = ["arm", "share", "rate", "seed", "open_share"]
+        table.writerow([*own, *names, *errors])
         for run in results:
-            numbers = [vars(run.end)[name] for name in columns]
-            table.writerow([run.method, run.seed, *numbers, run.open_share])
+            numbers = [vars(run.end)[name] for name in names]
+            found = [run.end.errors.get(part) for part in parts]
+            which = [run.arm, run.share, run.rate, run.seed, run.open_share]
+            table.writerow([*which, *numbers, *found])
