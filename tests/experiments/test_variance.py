@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_is.experiments.variance import measure_variance
 from lightning_is.experiments.variance.closed_form import expected_square
+from lightning_is.experiments.variance.design import Design
 from lightning_is.experiments.variance.draws import SCORES, UNIFORM, arms
 from lightning_is.experiments.variance.figures import draw_probabilities, draw_variance
-from lightning_is.experiments.variance.measuring import Design, Measurer
+from lightning_is.experiments.variance.measuring import Measurer
 from lightning_is.experiments.variance.observer import VarianceObserver, spaced
 from lightning_is.experiments.variance.program import chosen
 from lightning_is.experiments.variance.record import (
@@ -384,6 +385,11 @@ def test_several_processes_are_refused(kit, monkeypatch):
         trainer.fit(kit.Classifier(kit.mlp()), kit.loader())
 
 
+def test_coarse_numbers_are_refused(kit):
+    with pytest.raises(RuntimeError, match=r"full precision, got `bf16-mixed`"):
+        refused(kit, observing(kit), precision="bf16-mixed")
+
+
 @pytest.mark.parametrize(
     ("kind", "loss"),
     [
@@ -499,6 +505,11 @@ def test_given_steps_are_measured_and_the_network_is_that_of_a_plain_run(
 def test_training_by_a_method_that_samples_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"uniform training.*method=uniform"):
         measure_variance(composed(tmp_path, "method=trim"))
+
+
+def test_a_run_without_steps_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="needs steps to make"):
+        measure_variance(composed(tmp_path, "trainer.max_steps=0", "scheduler=none"))
 
 
 def made_up(step, *, even=False):

@@ -4,7 +4,7 @@ Shapes: ``B`` examples, ``b`` of which are drawn, ``P`` parameters.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_is import host
 from lightning_is.experiments.variance.closed_form import expected_square
+from lightning_is.experiments.variance.design import Design
 from lightning_is.experiments.variance.draws import (
     ORACLE,
     UNIFORM,
@@ -26,17 +27,10 @@ from lightning_is.fidelity import Checks
 from lightning_is.inspection import Inspector
 from lightning_is.monitor import Stopwatch
 from lightning_is.runner import StepRunner
-from lightning_is.sampling import (
-    Distribution,
-    ImportancePlan,
-    Proportional,
-    check_scores,
-    tau,
-)
+from lightning_is.sampling import ImportancePlan, check_scores, tau
 from lightning_is.sampling.numerics import precise
 from lightning_is.sampling.randomness import draw_generator
 from lightning_is.scoring import HeadTap, Scored, Scorer, UpperBound
-from lightning_is.scoring.gradient_norm import Method
 from lightning_is.scoring.upper_bound import refuse_silence
 from lightning_is.scoring_pass import ScoringPass
 from lightning_is.settings import Settings
@@ -44,36 +38,7 @@ from lightning_is.settings import Settings
 Tell = Callable[[str], None]
 """Is told what is being measured."""
 
-
-@dataclass(frozen=True)
-class Design:
-    """What is measured.
-
-    Args:
-        batch_size: Examples of a draw, ``b``.
-        repeats: Draws of each kind.
-        distribution: Turns scores into probabilities.
-        seed: Of the draws, at least 0.
-        norms: How gradient norms are computed, as `GradientNorm` says.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-
-    batch_size: int = 128
-    repeats: int = 10
-    distribution: Distribution = field(default_factory=Proportional)
-    seed: int = 0
-    norms: Method = "vmap"
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("repeats", 1), ("seed", 0)):
-            got = getattr(self, name)
-            if got < least:
-                raise ValueError(
-                    f"`{name}` of a measurement must be at least {least}, got {got}. "
-                    "The paper draws 128 examples, 10 times."
-                )
+_PRECISE = ("32-true", "64-true")
 
 
 @final
@@ -102,7 +67,7 @@ class Measurer:
     def __init__(
         self, trainer: Trainer, module: LightningModule, batch: Any, design: Design
     ) -> None:
-        _refuse_several(trainer)
+        _refuse_trainer(trainer)
         host.refuse_unsupported(trainer, module)
         self._trainer, self._batch, self._design = trainer, batch, design
         self._settings = _settings(UpperBound(), design.batch_size)
@@ -251,14 +216,20 @@ def _settings(scorer: Scorer, batch_size: int) -> Settings:
     )
 
 
-def _refuse_several(trainer: Trainer) -> None:
-    """Refuse several processes, each of which would measure examples of its own.
+def _refuse_trainer(trainer: Trainer) -> None:
+    """Refuse several processes, and numbers too coarse to tell gradients apart.
 
     Raises:
-        RuntimeError: If there are.
+        RuntimeError: If the Trainer has them.
     """
     if trainer.world_size > 1:
         raise RuntimeError(
             "Draws are measured in one process, got a Trainer with "
             f"{trainer.world_size}. Use `trainer.devices=1`."
+        )
+    if trainer.precision not in _PRECISE:
+        raise RuntimeError(
+            "Differences of gradients are measured in full precision, got "
+            f"`{trainer.precision}`, whose rounding they may drown in. Use "
+            "`trainer.precision=32-true`."
         )

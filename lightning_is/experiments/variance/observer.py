@@ -7,7 +7,8 @@ from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_is import host
-from lightning_is.experiments.variance.measuring import Design, Measurer
+from lightning_is.experiments.variance.design import Design
+from lightning_is.experiments.variance.measuring import Measurer
 from lightning_is.experiments.variance.record import Measurement
 from lightning_is.scoring.context import random_states_kept
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lightning_is.experiments.data import TensorDataModule
 from lightning_is.experiments.train import cpu_threads, known_warnings, part_results
+from lightning_is.experiments.variance.design import Design
 from lightning_is.experiments.variance.figures import draw_probabilities, draw_variance
-from lightning_is.experiments.variance.measuring import Design
 from lightning_is.experiments.variance.observer import Show, VarianceObserver
 from lightning_is.experiments.variance.record import Measurement, pooled_errors
 from lightning_is.experiments.variance.tables import (
@@ -62,6 +62,7 @@ def measure_variance(cfg: DictConfig) -> list[Measurement]:
             )
             trainer = make_trainer(cfg, observer)
             trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path)
+        _refuse_nothing(observer)
         tests = part_results(trainer, model, data)
     leave_behind(observer.measurements, rows, tests, cfg)
     return observer.measurements
@@ -116,6 +117,19 @@ def _refuse_sampling(cfg: DictConfig) -> None:
         raise ValueError(
             "Draws are measured along uniform training, got a method that samples. "
             "Pass `method=uniform`."
+        )
+
+
+def _refuse_nothing(observer: VarianceObserver) -> None:
+    """Refuse a run without steps, which the Trainer passes in silence.
+
+    Raises:
+        ValueError: If it had none.
+    """
+    if not observer.measurements:
+        raise ValueError(
+            "A measured run needs steps to make, got none. Raise `trainer.max_epochs` "
+            "or `trainer.max_steps`, above those of a checkpoint."
         )
 
 
