@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_is.experiments.variance import measure_variance
+from lightning_is.experiments.variance import measure_variance, measuring
 from lightning_is.experiments.variance.closed_form import expected_square
 from lightning_is.experiments.variance.design import Design
 from lightning_is.experiments.variance.draws import SCORES, UNIFORM, arms
@@ -310,8 +310,21 @@ def test_what_is_measured_follows_from_the_seed_and_the_step_alone(kit):
         runs[name] = {found.step: found.rows for found in observer.measurements}
     assert runs["one"] == runs["again"]
     assert runs["one"][3] == runs["fewer"][3] != runs["other"][3]
-    squares = [row.squares for row in runs["one"][0]]
-    assert len(set(squares)) == len(squares)  # no two draws by the same numbers
+
+
+def test_no_two_draws_are_made_by_the_same_numbers(kit, monkeypatch):
+    used = []
+
+    def noted(seed, rank, counter):
+        used.append((seed, rank, counter))
+        return draw_generator(seed, rank, counter)
+
+    monkeypatch.setattr(measuring, "draw_generator", noted)
+    kit.trainer(observing(kit), max_steps=3, **ENDLESS).fit(
+        kit.Classifier(kit.mlp()), kit.loader()
+    )
+    assert len(used) == len(set(used)) == 3 * len(ARMS) * 2
+    assert {(seed, rank) for seed, rank, _ in used} == {(0, 0)}
 
 
 def test_networks_that_normalise_and_drop_are_measured_as_in_evaluation(kit):
