@@ -62,7 +62,7 @@ class VarianceObserver(Callback):
                 "A measured run needs an end, got a Trainer without one. Set "
                 "`max_epochs` or `max_steps`."
             )
-        self._total = int(total)
+        self._total, self.measurements = int(total), []
         steps = self._steps
         if steps is None:
             steps = spaced(self._total, self._points)
