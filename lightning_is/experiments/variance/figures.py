@@ -1,15 +1,16 @@
 """The figures: variance along a run, and probabilities against the best ones."""
 
 from collections.abc import Sequence
-from math import exp, isnan
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_is.experiments.variance.draws import ORACLE, SCORES, SELECTIONS, UNIFORM
-from lightning_is.experiments.variance.record import Measurement, Ratio
+from lightning_is.experiments.variance.record import Measurement
 
 if TYPE_CHECKING:  # half a second to import, and needed only once the run is over
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Paul Tol's muted colours, told apart by anyone; black is the baseline's.
@@ -23,8 +24,9 @@ UNIFORMLY = {
     "multinomial": "uniform, with replacement",
     "systematic": "uniform, without replacement",
 }
+EXPECTED = "expected, in closed form"
 FAINT = 1e-6  # of the largest probability: the least that a figure shows
-APART = 0.08  # between the lines of a panel, in the logarithm of the step
+APART = 0.05  # between the lines of a panel, in the logarithm of the step
 
 
 def draw_variance(measurements: Sequence[Measurement], title: str, path: Path) -> None:
@@ -35,15 +37,23 @@ def draw_variance(measurements: Sequence[Measurement], title: str, path: Path) -
         title: Says what was drawn from what.
         path: Where the picture goes; its suffix chooses the format.
     """
-    figure = _empty((10.0, 4.4))
+    figure = _empty((10.0, 4.6))
     panels = figure.subplots(1, len(SELECTIONS), squeeze=False)[0]
     for axis, selection in zip(panels, SELECTIONS, strict=True):
-        for score in LOOKS:
-            ratios = [found.variance(selection, score) for found in measurements]
-            _draw_line(axis, score, selection, measurements, ratios)
-        _draw_expected(axis, selection, measurements)
+        for place, score in enumerate(LOOKS):
+            # Side by side, or whiskers would hide one another.
+            shift = exp((place - 1.5) * APART)
+            _draw_line(axis, score, selection, measurements, shift)
         _dress_variance(axis, selection, measurements)
     panels[0].set_ylabel("variance of the gradient / uniform")
+    panels[0].plot([], [], color="grey", marker="_", linestyle="", label=EXPECTED)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(LOOKS) + 1,
+        frameon=False,
+        handlelength=3,
+    )
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
 
@@ -53,46 +63,33 @@ def _draw_line(
     score: str,
     selection: str,
     measurements: Sequence[Measurement],
-    ratios: Sequence[Ratio],
+    shift: float,
 ) -> None:
     colour, dashes, marker = LOOKS[score]
-    steps = [found.step for found in measurements]
-    label = UNIFORMLY[selection] if score == UNIFORM else score.replace("_", " ")
-    place = list(LOOKS).index(score) - 1.5
-    at = [step * exp(place * APART) for step in steps]  # or whiskers hide one another
+    steps = [shift * found.step for found in measurements]
+    ratios = [found.variance(selection, score) for found in measurements]
     means = [ratio.mean for ratio in ratios]
     below = [ratio.mean - ratio.low for ratio in ratios]
     above = [ratio.high - ratio.mean for ratio in ratios]
     axis.errorbar(
-        *(at, means, (below, above)),
+        *(steps, means, (below, above)),
         color=colour,
         linestyle=dashes,
         marker=marker,
         markersize=4.5,
         elinewidth=0.8,
-        label=label,
+        label=score.replace("_", " "),
     )
-
-
-def _draw_expected(
-    axis: "Axes", selection: str, measurements: Sequence[Measurement]
-) -> None:
-    label = "expected, in closed form"
-    for place, score in enumerate(LOOKS):
-        values = [found.expected(selection, score) for found in measurements]
-        if score == UNIFORM or all(isnan(value) for value in values):
-            continue
-        shift = exp((place - 1.5) * APART)
-        at = [found.step * shift for found in measurements]
+    if score != UNIFORM:
+        expected = [found.expected(selection, score) for found in measurements]
         axis.plot(
-            *(at, values),
-            color="black",
+            *(steps, expected),
+            color=colour,
             linestyle="",
             marker="_",
-            markersize=9,
-            label=label,
+            markersize=11,
+            markeredgewidth=1.8,
         )
-        label = "_"  # said once
 
 
 def _dress_variance(
@@ -104,11 +101,23 @@ def _dress_variance(
     else:  # the start has a place of its own
         axis.set_xscale("symlog", linthresh=1)
     axis.set_yscale("log")
-    axis.set_title(f"{selection} draws", fontsize="medium")
+    _write_ticks(axis.yaxis, axis.get_ylim())
+    if min(steps) > 0:
+        _write_ticks(axis.xaxis, axis.get_xlim())
+    axis.set_title(f"{selection} draws; 1 is {UNIFORMLY[selection]}", fontsize="medium")
     axis.set_xlabel("optimizer steps")
     axis.grid(visible=True, alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="lower left", frameon=False, fontsize="small", handlelength=3)
+
+
+def _write_ticks(axis: "Axis", limits: tuple[float, float]) -> None:
+    """Write plain numbers where there are few powers of ten to go by."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if limits[1] < 300 * limits[0]:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def draw_probabilities(
@@ -148,7 +157,8 @@ def _scatter(axis: "Axes", found: Measurement, name: str) -> None:
     low, high = max(FAINT * largest, 0.7 * least), 1.5 * largest
     best = found.probabilities[ORACLE].clamp(min=low)
     ours = found.probabilities[name].clamp(min=low)
-    axis.plot((low, high), (low, high), color="black", linewidth=0.8, zorder=1)
+    edges = low / 1.2, high
+    axis.plot(edges, edges, color="black", linewidth=0.8, zorder=1)
     axis.scatter(
         *(best.numpy(), ours.numpy()),
         color=colour,
@@ -160,8 +170,10 @@ def _scatter(axis: "Axes", found: Measurement, name: str) -> None:
     )
     axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.set_xlim(low / 1.2, high)
-    axis.set_ylim(low / 1.2, high)
+    axis.set_xlim(edges)
+    axis.set_ylim(edges)
+    _write_ticks(axis.xaxis, edges)
+    _write_ticks(axis.yaxis, edges)
     axis.set_aspect("equal")
     axis.grid(visible=True, alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
