@@ -161,8 +161,8 @@ def test_other_comments_are_left_as_they_are():
             "^page.md:1: .*got 'n' and then <!-- n --> in line 2",
         ),
         ("<!-- table: found -->\n<!-- / -->", "got 'table' and then <!-- / -->"),
-        ("a\n\n<!-- end -->", "^page.md:3: .*got 'end' and then"),
-        ("a <!-- / -->", "^page.md:1: .*got '/' and then"),
+        ("a\n\n<!-- end -->", "^page.md:3: .*got 'end' and no beg"),
+        ("a <!-- / -->", "^page.md:1: .*got '/' and no beg"),
         ("a\n<!-- n: found.share", "^page.md:2: A comment must end"),
         ("a <!-- table: found -->\n<!-- end -->", "lines of their own"),
         ("<!-- table: found -->\n<!-- end --> a", "lines of their own"),
@@ -374,3 +374,13 @@ def test_without_a_clone_the_commit_is_unknown(tmp_path, monkeypatch):
     assert commit(tmp_path) == "unknown"
     monkeypatch.setenv("PATH", "")
     assert commit(root) == "unknown"
+
+
+def test_the_code_that_the_documents_show_publishes(tmp_path, monkeypatch):
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, {})  # noqa: S102
+    found = read(tmp_path / "docs" / "results" / "my_finding.json")
+    assert found.values == {"trim": {"loss": 0.2134}}

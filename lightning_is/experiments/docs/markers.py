@@ -84,24 +84,25 @@ def _pairs(text: str, where: str) -> Iterator[tuple[_Mark, _Mark]]:
     """Each beginning of a marker, with its end."""
     opening: _Mark | None = None
     for mark in _marks(text, where):
-        wanted = None if opening is None else _CLOSES[opening.kind]
-        if mark.kind != wanted and (opening is not None or mark.kind not in _CLOSES):
-            got = f"<!-- {mark.kind} --> in line {_line(text, mark.start)}"
-            raise _lone(text, where, opening or mark, got)
+        if opening is None and mark.kind not in _CLOSES:
+            raise _lone(text, where, mark, "no beginning")
+        if opening is not None and mark.kind != _CLOSES[opening.kind]:
+            got = f"then <!-- {mark.kind} --> in line {_line(text, mark.start)}"
+            raise _lone(text, where, opening, got)
         if opening is None:
             opening = mark
         else:
             yield opening, mark
             opening = None
     if opening is not None:
-        raise _lone(text, where, opening, "the end of the page")
+        raise _lone(text, where, opening, "then the end of the page")
 
 
 def _lone(text: str, where: str, mark: _Mark, got: str) -> MarkerError:
     return MarkerError(
         f"{where}:{_line(text, mark.start)}: A marker must begin and end, <!-- table: "
         f"NAME --> by <!-- end --> and <!-- n: NAME.value --> by <!-- / -->, got "
-        f"{mark.kind!r} and then {got}. Add the other half, or delete this one."
+        f"{mark.kind!r} and {got}. Add the other half, or delete this one."
     )
 
 

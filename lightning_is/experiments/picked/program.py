@@ -88,7 +88,7 @@ def picked(cfg: DictConfig) -> dict[str, float]:
 
 
 def count(cfg: DictConfig) -> Run:
-    """Train as ``scripts/train.py`` does, to the last bit, and count.
+    """Train as ``scripts/train.py`` does, to the last bit but for clocks, and count.
 
     Raises:
         ValueError: If the method picks nothing, or the examples are no images.
