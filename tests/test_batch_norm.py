@@ -15,6 +15,7 @@ from lightning_is.experiments.batch_norm import (
     compare_statistics,
     differences,
 )
+from lightning_is.experiments.docs import read
 from lightning_is.sampling import AlwaysOpen
 from lightning_is.scoring_pass import ScoringPass
 
@@ -112,15 +113,34 @@ def test_the_statistics_kept_beside_are_those_of_a_run_without_the_policy(
         torch.testing.assert_close(cured[1].running_var, off[1].running_var)
 
 
-def test_the_program_compares_and_writes_what_it_found(tmp_path):
-    words = ["data=digits", "seeds=[0]", "trainer.max_steps=12", "outliers=0.05"]
-    quiet = ["trainer.enable_progress_bar=false", "title=t", f"output_dir={tmp_path}"]
+def configured(folder, *words):
+    brief = ["data=digits", "trainer.enable_progress_bar=false"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("batch_norm", [*words, *quiet])
-    (row,) = compare_statistics(cfg)
-    assert row.keys() == TITLES.keys()
-    assert all(0 <= value <= 100 for value in row.values())
+        own = ["title=t", f"output_dir={folder}"]
+        return compose("batch_norm", [*brief, *words, *own])
+
+
+def test_the_program_compares_and_writes_what_it_found(tmp_path, monkeypatch):
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    words = ["seeds=[0,1]", "outliers=0.05", "trainer.max_steps=6", "publish=mine"]
+    rows = compare_statistics(configured(tmp_path, *words))
+    assert all(row.keys() == TITLES.keys() for row in rows)
+    assert all(0 <= value <= 100 for row in rows for value in row.values())
     assert (tmp_path / "batch_norm.json").exists()
+    found = read(tmp_path / "docs" / "results" / "mine.json")
+    for name, (mean, error) in differences(rows).items():
+        assert found.value(f"{name}.mean") == mean
+        assert found.value(f"{name}.error") == error
+    cells = found.rows[0]
+    assert cells[0] == "t, 1,297 images, 6 steps, 2 seeds"
+    assert cells[1].startswith(f"{found.value('presample.mean'):.2f} ± ")
+    assert cells[2].endswith(f" ± {found.value('drawn.error'):.2f}")
+
+
+def test_one_seed_is_not_published(tmp_path):
+    with pytest.raises(ValueError, match="two seeds at least, got"):
+        compare_statistics(configured(tmp_path, "seeds=[3]", "publish=mine"))
 
 
 def test_differences_are_paired():

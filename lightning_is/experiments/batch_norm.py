@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
 from hydra.utils import instantiate
@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lightning_is.experiments.data import TensorDataModule
 from lightning_is.experiments.data.tensors import Splits
+from lightning_is.experiments.docs import Finding, publish
 from lightning_is.experiments.train import (
     cpu_threads,
     known_warnings,
@@ -34,6 +35,21 @@ TITLES = {
     CURED: "sampled, statistics of all that was loaded",
     DRAWN: "sampled, statistics of what was drawn",
 }
+COLUMNS = (
+    "difference to uniform in test accuracy, in points",
+    "statistics of all that was loaded",
+    "of what was drawn",
+)
+NOTE = "± standard error over paired seeds"
+
+
+class Trained(NamedTuple):
+    """A run: accuracies [%] with its own statistics and with the drawn ones; length."""
+
+    own: float
+    drawn: float
+    images: int
+    steps: int
 
 
 @final
@@ -130,7 +146,7 @@ class WithOutliers(TensorDataModule):
 def compare_statistics(cfg: DictConfig) -> list[Row]:
     """Train from every seed, uniformly and by a method, for as many steps.
 
-    Prints a table and leaves ``batch_norm.json``.
+    Prints a table and leaves ``batch_norm.json``, and a file of results if asked to.
 
     Args:
         cfg: As composed from ``conf/batch_norm.yaml``.
@@ -139,24 +155,41 @@ def compare_statistics(cfg: DictConfig) -> list[Row]:
         A row for every seed: accuracies on the test set in percent.
 
     Raises:
-        ValueError: If the network has no batch normalisation.
+        ValueError: If the network has no batch normalisation, or one seed is to be
+            published.
     """
+    if cfg.publish is not None and len(cfg.seeds) < 2:
+        raise ValueError(
+            "Published are means with their errors, which need two seeds at least, got "
+            f"{cfg.seeds}. Add seeds, or leave out `publish`."
+        )
     rows: list[Row] = []
     with cpu_threads(cfg.threads), known_warnings():
         for seed in cfg.seeds:
             own = OmegaConf.merge(cfg, {"seed": seed})
             assert isinstance(own, DictConfig)  # noqa: S101  merged of such
-            plain, _ = accuracies(own, samples=False)
-            rows.append(dict(zip(TITLES, (plain, *accuracies(own)), strict=True)))
+            plain, run = accuracies(own, samples=False), accuracies(own)
+            rows.append({UNIFORM: plain.own, CURED: run.own, DRAWN: run.drawn})
             _print(rows, cfg.title)
     folder = Path(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"rows": rows, "differences": differences(rows)}, indent=2)
     (folder / "batch_norm.json").write_text(text + "\n")
+    if cfg.publish is not None:
+        publish(cfg.publish, finding(rows, run, cfg.title))
     return rows
 
 
-def accuracies(cfg: DictConfig, *, samples: bool = True) -> tuple[float, float]:
+def finding(rows: Sequence[Row], run: Trained, title: str) -> Finding:
+    """Return the row that documents show of several seeds; all runs are as long."""
+    found = differences(rows)
+    what = f"{title}, {run.images:,} images, {run.steps} steps, {len(rows)} seeds"
+    shown = [f"{mean:.2f} ± {error:.2f}" for mean, error in found.values()]
+    values = {name: {"mean": m, "error": e} for name, (m, e) in found.items()}
+    return Finding(title, COLUMNS, [[what, *shown]], NOTE, values)
+
+
+def accuracies(cfg: DictConfig, *, samples: bool = True) -> Trained:
     """Train once; evaluate with the network's own statistics, and the drawn ones."""
     seed_everything(cfg.seed, workers=True, verbose=False)
     data: TensorDataModule = instantiate(cfg.data)
@@ -174,10 +207,10 @@ def accuracies(cfg: DictConfig, *, samples: bool = True) -> tuple[float, float]:
         cfg.trainer, callbacks=[*method, drawn], logger=False
     )
     trainer.fit(model, datamodule=presampled(cfg, data) if samples else data)
-    found = [_accuracy(trainer, model, data)]
+    images, steps = len(data.splits.train), trainer.global_step
+    own = _accuracy(trainer, model, data)
     with drawn.in_place():
-        found.append(_accuracy(trainer, model, data))
-    return found[0], found[1]
+        return Trained(own, _accuracy(trainer, model, data), images, steps)
 
 
 def _accuracy(
