@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from lightning_is.experiments.data import TensorDataModule
 from lightning_is.experiments.data.tensors import Splits
-from lightning_is.experiments.docs import Finding, publish
+from lightning_is.experiments.docs import Finding, check_target, publish
 from lightning_is.experiments.train import (
     cpu_threads,
     known_warnings,
@@ -163,6 +163,8 @@ def compare_statistics(cfg: DictConfig) -> list[Row]:
             "Published are means with their errors, which need two seeds at least, got "
             f"{cfg.seeds}. Add seeds, or leave out `publish`."
         )
+    if cfg.publish is not None:
+        check_target(cfg.publish)
     rows: list[Row] = []
     with cpu_threads(cfg.threads), known_warnings():
         for seed in cfg.seeds:

@@ -15,8 +15,13 @@ from lightning_is.experiments.compare.meter import Clock, parse_budget
 # What says which runs to make, or where, and nothing of a run itself.
 PLAN = (
     *("methods", "arms", "seeds", "shares", "rates", "tuning_seeds", "tuned_by"),
-    *("baseline", "jobs", "out", "output_dir", "title"),
+    *("baseline", "jobs", "out", "output_dir", "title", "publish"),
 )
+# Settings that read a clock, and what they are without one.
+UNTIMED = {
+    "method.callback.gate.costs": "assumed",
+    "method.callback.score_precision": None,
+}
 
 
 def composed(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, DictConfig]:
@@ -98,10 +103,11 @@ def settings(
     if rate is not None:
         own["optimizer"] = {"lr": rate}
     merged = OmegaConf.merge(arm, own)
-    gate = OmegaConf.select(merged, "method.callback.gate.costs")
-    if clock == "cost" and gate is not None:
-        # A gate that measures time would go by that of the counting.
-        OmegaConf.update(merged, "method.callback.gate.costs", "assumed")
+    if clock == "cost":
+        # What goes by a clock would go by that of the counting.
+        for key, untimed in UNTIMED.items():
+            if OmegaConf.select(merged, key) is not None:
+                OmegaConf.update(merged, key, untimed)
     plain = OmegaConf.to_container(merged, resolve=True)
     return {k: v for k, v in cast("dict[str, Any]", plain).items() if k not in PLAN}
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from math import floor
+from math import floor, nan
+from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_is import host
 from lightning_is.experiments.compare.meter import Meter
 from lightning_is.experiments.compare.referee import Measured, Referee
 
@@ -27,10 +29,13 @@ class Point(Measured):
     Args:
         spent: Seconds, or examples' worth of arithmetic, charged until then.
         steps: Optimizer steps until then.
+        tau: Equivalent increase of the batch size, the mean of what was logged since
+            the point before, or that point's; NaN before there was any.
     """
 
     spent: float
     steps: int
+    tau: float = nan
 
 
 class Budget(Callback):
@@ -67,6 +72,7 @@ class Budget(Callback):
         self._referee, self._spacing, self._left = referee, 1 / points, DECAYS[decay]
         self._due = self._spacing  # share of the budget at the next measurement
         self._rates: list[float] = []
+        self._tau, self._taus = nan, list[float]()  # logged since the last measurement
 
     def share(self) -> float:
         """Share of the budget that is spent, from 0 to 1."""
@@ -98,6 +104,8 @@ class Budget(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        if host.logs_now(trainer) and "is/tau" in trainer.callback_metrics:
+            self._taus.append(float(trainer.callback_metrics["is/tau"]))
         share = self.share()
         trainer.should_stop = trainer.should_stop or share >= 1
         if self._due <= share < 1:
@@ -126,8 +134,12 @@ class Budget(Callback):
     ) -> None:
         self.meter.stop()
         found = self._referee.measure(module, thorough=thorough)
+        self._tau = fmean(self._taus) if self._taus else self._tau
+        self._taus.clear()
         spent, steps = self.meter.spent, trainer.global_step
-        self.points.append(Point(**asdict(found), spent=spent, steps=steps))
+        self.points.append(
+            Point(**asdict(found), spent=spent, steps=steps, tau=self._tau)
+        )
         self.meter.start()
 
 

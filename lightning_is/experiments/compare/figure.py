@@ -1,6 +1,8 @@
-"""The figure of a comparison: training loss and test error against time."""
+"""The figure of a comparison: training loss, test error and tau against time."""
 
 from collections.abc import Sequence
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,11 @@ COLOURS = (
     *("#44AA99", "#882255", "#88CCEE", "#999933", "#AA4499"),
 )
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+PANELS = {  # what is drawn, of those that any run has
+    "train_loss": "training loss [nats]",
+    "test_error": "test error [%]",
+    "tau": "tau: equivalent increase of the batch",
+}
 GRID = 200  # times at which seeds are averaged
 
 
@@ -43,21 +50,21 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)  # a file, whatever display the machine has or lacks
-    loss, error = figure.subplots(1, 2, sharex=True)
     by_arm = {name: [run for run in results if run.arm == name] for name in order}
     shown = [name for name, runs in by_arm.items() if runs]
-    for name in shown:
-        for axis, field in ((loss, "train_loss"), (error, "test_error")):
-            _draw_arm(axis, by_arm[name], field, style(name, shown, baseline))
-    loss.set_ylabel("training loss [nats]")
-    error.set_ylabel("test error [%]")
-    loss.set_xlim(0, max(run.end.spent for run in results))
-    for axis in (loss, error):
-        _dress(axis)
+    panels = [panel for panel in PANELS if any(map(partial(_has, panel), results))]
+    figure = Figure(figsize=(2 + 5 * len(panels), 4.8), layout="constrained")
+    FigureCanvasAgg(figure)  # a file, whatever display the machine has or lacks
+    axes = figure.subplots(1, len(panels), sharex=True)
+    for axis, panel in zip(axes, panels, strict=True):
+        for name in shown:
+            if any(map(partial(_has, panel), by_arm[name])):
+                _draw_arm(axis, by_arm[name], panel, style(name, shown, baseline))
+        axis.set_ylabel(PANELS[panel])
         axis.set_xlabel(unit or "time spent [s]")
-    handles, labels = loss.get_legend_handles_labels()
+        _dress(axis)
+    axes[0].set_xlim(0, max(run.end.spent for run in results))
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         *(handles, labels),
         loc="outside right upper",
@@ -82,6 +89,10 @@ def style(name: str, arms: Sequence[str], baseline: str = "uniform") -> dict[str
     row, column = divmod(names.index(name), len(COLOURS))
     dashes = DASHES[row % len(DASHES)]
     return {"color": COLOURS[column], "linewidth": 1.7, "linestyle": dashes}
+
+
+def _has(field: str, run: Result) -> bool:
+    return any(isfinite(vars(point)[field]) for point in run.points)
 
 
 def on_grid(

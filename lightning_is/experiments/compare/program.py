@@ -17,6 +17,7 @@ from lightning_is.experiments.compare.arms import clock_of, composed
 from lightning_is.experiments.compare.figure import draw
 from lightning_is.experiments.compare.jobs import check, executed, part, plan
 from lightning_is.experiments.compare.meter import parse_budget, written
+from lightning_is.experiments.compare.published import finding
 from lightning_is.experiments.compare.report import print_rows, write_markdown
 from lightning_is.experiments.compare.run import Job, Result, read
 from lightning_is.experiments.compare.table import (
@@ -27,6 +28,7 @@ from lightning_is.experiments.compare.table import (
     write_runs,
 )
 from lightning_is.experiments.compare.tuning import trials, tuned, write_trials
+from lightning_is.experiments.docs import check_target, publish
 
 
 def compare(cfg: DictConfig, overrides: Sequence[str]) -> int:
@@ -45,6 +47,8 @@ def compare(cfg: DictConfig, overrides: Sequence[str]) -> int:
         ValueError: If a setting makes no sense, or the folder holds other runs.
     """
     check(cfg, overrides)
+    if cfg.publish is not None:
+        check_target(cfg.publish)  # before hours of runs
     folder = Path(cfg.out)
     arms = composed(cfg, overrides)
     tries, failed_tries = made(trials(cfg, arms), cfg.jobs, "tuning: ")
@@ -60,6 +64,10 @@ def compare(cfg: DictConfig, overrides: Sequence[str]) -> int:
     write_markdown(rows, title, note(cfg.baseline), folder / "table.md")
     draw_all(results, rows, title, folder, cfg)
     print_rows(rows, f"{title}\n{folder}", note(cfg.baseline))
+    if cfg.publish is not None:
+        found = finding(rows, title, note(cfg.baseline))
+        shown = 1.0 if 1 in cfg.shares else max(cfg.shares)
+        publish(cfg.publish, found, figure=folder / figure_name(shown))
     return 1 if failures else 0
 
 
@@ -120,7 +128,16 @@ def draw_all(
     for share in dict.fromkeys(run.share for run in results):
         some = [run for run in results if run.share == share]
         order = [row.arm for row in rows if row.share == share]
-        suffix = part(share) and f"_{part(share).rstrip('%')}"
         unit = "arithmetic spent [examples]" if clock_of(cfg) == "cost" else ""
-        path = folder / f"compare{suffix}.png"
+        path = folder / figure_name(share)
         draw(some, order, title, path, baseline=cfg.baseline, unit=unit)
+
+
+def figure_name(share: float) -> str:
+    """Name the figure of a budget.
+
+    Example:
+        >>> figure_name(0.3), figure_name(1.0)
+        ('compare_30.png', 'compare.png')
+    """
+    return f"compare{part(share) and '_' + part(share).rstrip('%')}.png"

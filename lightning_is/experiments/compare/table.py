@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite, isnan
 from pathlib import Path
 from statistics import fmean, stdev
@@ -31,6 +31,7 @@ class Row:
         loss_ratio: To the baseline's training loss, over paired seeds.
         errors: In points: difference to the baseline's test error, by part.
         error: What went wrong, if a run failed.
+        reached: Means over seeds, by name; errors in percent.
     """
 
     arm: str
@@ -40,6 +41,7 @@ class Row:
     loss_ratio: Interval | None = None
     errors: Mapping[str, Interval] | None = None
     error: str | None = None
+    reached: Mapping[str, float] = field(default_factory=dict)
 
 
 def summarise(
@@ -110,7 +112,19 @@ def _row(
     cells["open"] = share(fmean(run.open_share for run in runs))
     mean = fmean(losses)
     loss = mean if isfinite(mean) else inf
-    return Row(runs[0].arm, runs[0].share, loss, cells, ratio, errors, error)
+    place = runs[0].arm, runs[0].share
+    return Row(*place, loss, cells, ratio, errors, error, _reached(runs))
+
+
+def _reached(runs: Sequence[Result]) -> dict[str, float]:
+    found = {
+        "steps": fmean(run.end.steps for run in runs),
+        "loss": fmean(run.end.train_loss for run in runs),
+        "open": fmean(run.open_share for run in runs),
+    }
+    for part in runs[0].end.errors:
+        found[f"{part}_error"] = fmean(error_of(run.end, part) for run in runs)
+    return found if runs[0].rate is None else {"rate": runs[0].rate, **found}
 
 
 def error_of(point: Point, part: str) -> float:

@@ -1,7 +1,7 @@
 """Numbers in the README and in ``docs/``: files of results, and who fills them in."""
 
 from lightning_is.experiments.docs.program import fill
-from lightning_is.experiments.docs.publishing import Finding, publish
+from lightning_is.experiments.docs.publishing import Finding, check_target, publish
 from lightning_is.experiments.docs.results import Results, read
 
-__all__ = ["Finding", "Results", "fill", "publish", "read"]
+__all__ = ["Finding", "Results", "check_target", "fill", "publish", "read"]

@@ -67,16 +67,7 @@ def publish(
     Raises:
         ValueError: If the name or the folder cannot be, or the finding is none.
     """
-    if not NAME.fullmatch(name):
-        raise ValueError(
-            f"`publish` must be a name of small letters, digits and underscores, got "
-            f"{name!r}. Write publish=compare_mnist, say."
-        )
-    if not (folder / "results").is_dir():
-        raise ValueError(
-            "Results are published in docs/results of the project, got no such folder "
-            f"in {folder.absolute().parent}. Run the program at the root of a clone."
-        )
+    check_target(name, folder)
     results = Results(
         title=finding.title,
         command=command_line(sys.argv) if command is None else command,
@@ -94,6 +85,28 @@ def publish(
     if figure is not None:
         _copy(figure, folder / "figures" / f"{name}.png")
     return path
+
+
+def check_target(name: str, folder: Path = Path("docs")) -> None:
+    """Refuse what cannot be published, before it is measured.
+
+    Args:
+        name: Of the file, in small letters, digits and underscores.
+        folder: Has the folder ``results``.
+
+    Raises:
+        ValueError: If the name or the folder cannot be.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"`publish` must be a name of small letters, digits and underscores, got "
+            f"{name!r}. Write publish=compare_mnist, say."
+        )
+    if not (folder / "results").is_dir():
+        raise ValueError(
+            "Results are published in docs/results of the project, got no such folder "
+            f"in {folder.absolute().parent}. Run the program at the root of a clone."
+        )
 
 
 def command_line(words: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig
 
 from lightning_is.experiments.data import TensorDataModule
-from lightning_is.experiments.docs import Finding, publish
+from lightning_is.experiments.docs import Finding, check_target, publish
 from lightning_is.experiments.picked.counting import (
     OverheardScorer,
     PickCounter,
@@ -70,6 +70,8 @@ def picked(cfg: DictConfig) -> dict[str, float]:
     Raises:
         ValueError: If the method picks nothing, or the examples are no images.
     """
+    if cfg.publish is not None:
+        check_target(cfg.publish)
     with cpu_threads(cfg.threads), known_warnings():
         run = count(cfg)
         tests = part_results(run.trainer, run.model, run.data)

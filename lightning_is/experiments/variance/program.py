@@ -15,10 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lightning_is.experiments.data import TensorDataModule
+from lightning_is.experiments.docs import check_target, publish
 from lightning_is.experiments.train import cpu_threads, known_warnings, part_results
 from lightning_is.experiments.variance.design import Design
 from lightning_is.experiments.variance.figures import draw_probabilities, draw_variance
 from lightning_is.experiments.variance.observer import Show, VarianceObserver
+from lightning_is.experiments.variance.published import finding
 from lightning_is.experiments.variance.record import Measurement, pooled_errors
 from lightning_is.experiments.variance.tables import (
     note,
@@ -45,6 +47,8 @@ def measure_variance(cfg: DictConfig) -> list[Measurement]:
         ValueError: If a setting makes no sense.
     """
     _refuse_sampling(cfg)
+    if cfg.publish is not None:
+        check_target(cfg.publish)  # before a long run
     made = instantiate(cfg.distribution)
     design = Design(cfg.drawn, cfg.repeats, made, cfg.seed, cfg.norms)
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -184,6 +188,9 @@ def leave_behind(
     draw_variance(measurements, title, folder / "variance.png")
     draw_probabilities(measurements, title, folder / "probabilities.png")
     print_table(measurements, f"{title}\n{folder}", explained)
+    if cfg.publish is not None:
+        found = finding(measurements, title, explained)
+        publish(cfg.publish, found, figure=folder / "variance.png")
 
 
 def _finite(value: Any) -> Any:
