@@ -21,7 +21,11 @@ from lightning_is.experiments.train import make_trainer, presampled
 from lightning_is.sampling import Gate, LossPercentile, Selection
 
 CONF = Path(__file__).parents[1] / "conf"
-FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
+FILES = sorted(
+    path.relative_to(CONF).with_suffix("")
+    for path in CONF.glob("*/*.yaml")
+    if path.parent.name != "arms"  # of comparisons, not of a run
+)
 GROUPS = sorted({path.parent.name for path in FILES})
 SEQUENCES = ["model=transformer", "task=language_model", "data=python_topics"]
 NEEDS = {

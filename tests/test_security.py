@@ -19,6 +19,7 @@ SOURCES = sorted(
 RUNS_CODE = {"eval", "exec", "compile", "__import__"}  # as plain names
 UNPICKLE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 SHELLS = {"os.system", "os.popen", "subprocess.call", "subprocess.getoutput"}
+DOWNLOADS = {"places.py": ["imports huggingface_hub"]}  # a checkpoint the user named
 FETCH = {"urllib", "requests", "httpx", "huggingface_hub", "wget", "socket", "ftplib"}
 
 
@@ -66,7 +67,8 @@ def test_there_are_sources_to_look_at():
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_module_runs_or_unpickles_what_it_loads(path):
-    assert not list(faults(path.read_text()))
+    allowed = DOWNLOADS.get(path.name, [])
+    assert list(faults(path.read_text())) == allowed
 
 
 @pytest.mark.parametrize(
@@ -106,21 +108,25 @@ def test_an_ordinary_line_is_let_through(line):
     assert not list(faults(line))
 
 
-def test_data_of_the_hub_are_fetched_in_one_place_by_the_name_the_user_gave():
+def test_data_of_the_hub_are_fetched_by_the_name_the_user_gave():
     calls = [
         (path.name, ast.unparse(node))
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and "load_dataset" in dotted(node.func)
     ]
-    assert [name for name, _ in calls] == ["hub.py"]
-    names = {
+    assert sorted(calls) == [
+        ("documents.py", "load_dataset(path, subset)"),
+        ("hub.py", "load_dataset(path if folder is None else str(folder))"),
+    ]
+    named = {
         line.split()[1]
         for path in (ROOT / "conf" / "data").glob("*.yaml")
         for line in path.read_text().splitlines()
         if line.strip().startswith("path:")
     }
-    assert names == {"ylecun/mnist", "uoft-cs/cifar10", "uoft-cs/cifar100"}
+    own = {"null", "???"}  # bundled; or the user names it
+    assert named - own == {"ylecun/mnist", "uoft-cs/cifar10", "uoft-cs/cifar100"}
 
 
 def test_the_state_of_the_callback_loads_by_weights_only(tmp_path):

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning import Callback
 from PIL import Image
 from torch import nn
 
@@ -102,7 +103,7 @@ class SlowReferee(Referee):
         return Measured(1.0, 1.0, 1.0, 0.5, {"test": 0.5})
 
 
-def trained(kit, monkeypatch, seconds, points, **settings):
+def trained(kit, monkeypatch, seconds, points, *others, **settings):
     time, rates = FakeTime(monkeypatch), []
 
     class Timed(kit.Classifier):
@@ -113,7 +114,7 @@ def trained(kit, monkeypatch, seconds, points, **settings):
 
     budget = Budget(seconds, Stopwatch("wall"), SlowReferee(time), points)
     settings = {"max_epochs": -1, "limit_val_batches": 0} | settings
-    trainer = kit.trainer(budget, **settings)
+    trainer = kit.trainer(*others, budget, **settings)
     trainer.fit(Timed(kit.mlp(), lr=0.4), kit.loader())
     return budget, rates, trainer
 
@@ -131,6 +132,21 @@ def test_measurements_are_evenly_spaced_and_free(kit, monkeypatch):
     assert [p.steps for p in budget.points] == [0, 3, 5, 8, 10]
     assert budget._referee.thorough == [False] * 4 + [True]
     assert budget.meter.spent == 10
+
+
+def test_the_curve_of_tau_is_the_mean_of_what_was_logged(kit, monkeypatch):
+    taus = iter([1.0, 2.0, 3.0, 5.0])
+
+    class Sampling(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step % 2 == 0 and trainer.global_step <= 8:
+                pl_module.log("is/tau", next(taus))
+
+    budget, _, _ = trained(kit, monkeypatch, 12.0, 3, Sampling(), log_every_n_steps=2)
+    assert [p.steps for p in budget.points] == [0, 4, 8, 12]
+    assert isnan(budget.points[0].tau)
+    # The last part keeps what the callback logged before, as the logger does.
+    assert [p.tau for p in budget.points[1:]] == [1.5, 4.0, 5.0]
 
 
 def test_steps_longer_than_the_spacing_are_measured_once_each(kit, monkeypatch):

@@ -138,7 +138,7 @@ def test_all_that_a_method_computes_is_charged(method, tmp_path):
         "gradient_norm": "method.callback.tau_threshold=1.0",
     }[method]
     arm = f"+arms.it='method={method} {more}'"
-    own = ["methods=[]", "clock=cost", "budget=5k", "baseline=it", arm]
+    own = ["methods=[]", "clock=cost", "budget=12k", "baseline=it", arm]
     assert compared(tmp_path, *TINY, *own) == 0
     (job,) = planned(tmp_path, *TINY, *own)
     run = read(job)
@@ -148,15 +148,17 @@ def test_all_that_a_method_computes_is_charged(method, tmp_path):
     # How the first batch is looked at is charged, too.
     looked = 0 if method == "uniform" else 3 * 128
     assert spent - 1e-6 <= run.end.spent <= spent + looked + 1e-6
-    assert 5_000 <= run.end.spent < 7_000
+    assert 12_000 <= run.end.spent < 14_000
 
 
-def test_gates_assume_costs_where_time_is_none(tmp_path):
+def test_nothing_goes_by_a_clock_where_time_is_none(tmp_path):
     cost = ["clock=cost", "budget=1k"]
     for job in planned(tmp_path, *TWO, "methods=[trim,two_stage]", *cost):
         assert job.settings["method"]["callback"]["gate"]["costs"] == "assumed"
+        assert job.settings["method"]["callback"]["score_precision"] is None
     for job in planned(tmp_path, *TWO, "methods=[trim,two_stage]"):
         assert job.settings["method"]["callback"]["gate"]["costs"] == "measured"
+        assert job.settings["method"]["callback"]["score_precision"] == "auto"
 
 
 @pytest.mark.parametrize(

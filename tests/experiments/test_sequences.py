@@ -22,7 +22,7 @@ QUICK = ["trainer=quick", "logger=none", "callbacks=none", "threads=1"]
 ALWAYS = ["gate@method.callback.gate=always_open", "method.batch_size=4"]
 METHODS = {  # with what lets them sample within a few steps
     "uniform": [],
-    "loss": ["tau_threshold=1.001", "trainer.max_steps=40", "trainer.max_epochs=4"],
+    "loss": ["tau_threshold=1.001", "trainer.max_steps=80", "trainer.max_epochs=8"],
     "upper_bound": [],  # at first scores are too even for any threshold
     "trim": ALWAYS,
     "two_stage": ALWAYS,
