@@ -37,7 +37,7 @@ def main() -> None:
     quiet()
     steady_memory()
     names = list(BENCHMARKS) if asked.benchmark == "all" else [asked.benchmark]
-    found = measure(names, effort(asked), asked.only)
+    found = measure(names, effort(asked), asked.only, asked.publish)
     if asked.out is not None:
         machine = {"torch": torch.__version__, "machine": platform.platform()}
         text = json.dumps({**machine, **found}, indent=2)
@@ -55,6 +55,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of a block")
     parser.add_argument("--quick", action="store_true", help="try it out, in seconds")
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--publish", metavar="NAME", help="write docs/results/NAME.json"
+    )
     return parser.parse_args()
 
 

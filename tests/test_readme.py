@@ -1,4 +1,4 @@
-"""What the README tells a reader to type works."""
+"""What the README and the pages tell a reader to type works."""
 
 import re
 import shlex
@@ -10,14 +10,28 @@ from hydra import compose, initialize_config_dir
 from torch.utils.data import TensorDataset
 
 from lightning_is import ImportanceSamplingCallback, OversamplingDataModule
+from lightning_is.experiments.bench import BENCHMARKS
+from lightning_is.experiments.compare.arms import composed
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
-    line.split("#")[0]
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(text: str) -> list[str]:
+    """What a page tells a reader to type."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines]
+
+
+COMMANDS = commands(README)
+RUNS = [
+    (page.name, command)
+    for page in PAGES
+    for command in commands(page.read_text())
+    if command.startswith("python scripts/")
 ]
 
 
@@ -58,16 +72,43 @@ def test_every_code_block_is_tested():
     assert len(BLOCKS) == 3
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if "scripts/train.py" in c], ids=str
-)
-def test_every_training_command_composes(command):
-    words = shlex.split(command)
-    overrides = [w for w in words[words.index("scripts/train.py") + 1 :] if w != "-m"]
-    single = [re.sub(r",.*", "", override) for override in overrides]
+@pytest.mark.parametrize(("page", "command"), RUNS, ids=str)
+def test_every_command_of_every_page_composes(page, command):
+    _, program, *words = shlex.split(command)
+    assert (ROOT / program).is_file()
+    if program == "scripts/bench.py":
+        assert words[0] in BENCHMARKS
+        return
+    if program == "scripts/docs.py":
+        assert words in ([], ["--check"])
+        return
+    # Several values of a sweep: the first stands for them all.
+    sweep = "-m" in words
+    words = [re.sub(r"(?<=\w),.*", "", w) if sweep else w for w in words if w != "-m"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", single)
-    assert cfg.method is not None
+        cfg = compose(Path(program).stem, words)
+        assert cfg.method is not None
+        if program == "scripts/compare.py":
+            assert composed(cfg, words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", page.read_text()))
+    for link in links:
+        path, _, place = link.partition("#")
+        if "://" in link:
+            continue
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), link
+        if place:
+            assert place in anchors(target.read_text()), link
+
+
+def anchors(text: str) -> set[str]:
+    """Names of the headings of a page, as links have them."""
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head).lower().replace(" ", "-") for head in heads}
 
 
 def test_the_scripts_exist_and_may_be_run():

@@ -15,6 +15,7 @@ from lightning_is.experiments.bench import cuda, loops, suite
 from lightning_is.experiments.bench.networks import NETWORKS
 from lightning_is.experiments.bench.table import print_table, verdict_on
 from lightning_is.experiments.bench.turns import Turn, interleaved, spread
+from lightning_is.experiments.docs.results import flat, read
 from lightning_is.sampling import ImportancePlan
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench.py"
@@ -44,8 +45,10 @@ def numbers(rows):
 
 
 @pytest.mark.parametrize("name", [n for n in bench.BENCHMARKS if n != "cuda"])
-def test_every_benchmark_fills_its_table(name, capsys):
-    reports = bench.measure([name], bench.QUICK)
+def test_every_benchmark_fills_its_table(name, capsys, tmp_path, monkeypatch):
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    reports = bench.measure([name], bench.QUICK, publish_as="mine")
     rows = reports[name]["rows"]
     assert PROMISED[name] <= set(rows[0])
     assert all(set(row) == set(rows[0]) for row in rows)
@@ -53,6 +56,18 @@ def test_every_benchmark_fills_its_table(name, capsys):
     assert all(math.isfinite(value) for value in numbers(rows))
     assert bench.BENCHMARKS[name].title.split()[0] in capsys.readouterr().out
     json.dumps(reports)
+    found = read(tmp_path / "docs" / "results" / "mine.json")
+    assert len(found.values) == len(found.rows) == len(rows)
+    published = [v for v in flat(found.values).values() if isinstance(v, float)]
+    assert published == numbers(rows)
+
+
+def test_benchmarks_are_published_one_by_one(capsys):
+    with pytest.raises(ValueError, match=r"One benchmark .* under one name, got sev"):
+        bench.measure(["stages", "share"], bench.QUICK, publish_as="mine")
+    with pytest.raises(ValueError, match=r"`publish` must be a name"):
+        bench.measure(["stages"], bench.QUICK, publish_as="My Name")
+    assert not capsys.readouterr().out
 
 
 def test_every_benchmark_promises_columns():

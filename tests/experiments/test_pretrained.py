@@ -1,7 +1,6 @@
 """A pretrained network keeps all it knows but its last layer, and is trained whole."""
 
 import json
-import shlex
 import shutil
 from functools import partial
 from pathlib import Path
@@ -231,21 +230,6 @@ def test_a_network_pretrained_here_learns_new_classes(pictures, tmp_path):
     assert tuned["open_share"] > 0
     assert still["test/acc"] < 0.5  # of four classes
     assert tuned["test/acc"] > 0.75
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        line.partition("#")[0].strip()
-        for line in (CONF.parent / "docs" / "finetune.md").read_text().splitlines()
-        if line.startswith("python scripts/")
-    ],
-)
-def test_every_command_of_the_page_composes(command):
-    _, program, *words = shlex.split(command)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(Path(program).stem, words)
-    assert cfg.model._target_.startswith("lightning_is.experiments.pretrained")
 
 
 def test_what_cannot_be_written_is_refused_before_training(tmp_path):

@@ -12,14 +12,19 @@ from rich.progress import (
 )
 
 from lightning_is.experiments.bench.effort import Effort, Row
+from lightning_is.experiments.bench.published import finding
 from lightning_is.experiments.bench.suite import BENCHMARKS, Benchmark
 from lightning_is.experiments.bench.table import print_table, verdict_on
+from lightning_is.experiments.docs import check_target, publish
 
 Report = dict[str, object]
 
 
 def measure(
-    names: Sequence[str], effort: Effort | None, only: Sequence[str] = ()
+    names: Sequence[str],
+    effort: Effort | None,
+    only: Sequence[str] = (),
+    publish_as: str | None = None,
 ) -> dict[str, Report]:
     """Run benchmarks; print the table of each as it is filled.
 
@@ -27,11 +32,17 @@ def measure(
         names: Of `BENCHMARKS`.
         effort: Another than their own.
         only: Parts to run; all if empty.
+        publish_as: Name of a file of ``docs/results`` to write, of one benchmark.
 
     Returns:
         For each that ran its rows, and what of them is not as it must be; for the
         others why they did not.
+
+    Raises:
+        ValueError: If several are to be published under one name, or it cannot be.
     """
+    if publish_as is not None:
+        _check(publish_as, names)
     reports: dict[str, Report] = {}
     for name in names:
         benchmark = BENCHMARKS[name]
@@ -42,8 +53,19 @@ def measure(
         rows = _rows(name, benchmark, effort or benchmark.effort, only)
         if rows:
             print_table(benchmark, rows)
+            if publish_as is not None:
+                publish(publish_as, finding(benchmark, rows))
         reports[name] = {"rows": rows, "missed": _missed(benchmark, rows)}
     return reports
+
+
+def _check(name: str, names: Sequence[str]) -> None:
+    if len(names) > 1:
+        raise ValueError(
+            "One benchmark is published under one name, got several benchmarks for "
+            f"{name!r}. Name one."
+        )
+    check_target(name)
 
 
 def _rows(

@@ -14,11 +14,8 @@ _EDGES = (" (low)", " (high)")  # of the middle half, shown beside the median
 
 def print_table(benchmark: Benchmark, rows: Sequence[Row]) -> None:
     """Print the rows, transposed if there are more columns than fit."""
-    names = [name for name in rows[0] if not name.endswith(_EDGES)]
-    heads = [_heading(name, benchmark.bounds.get(name)) for name in names]
-    cells = [[_cell(row, name, benchmark) for name in names] for row in rows]
-    lines = [heads, *cells]
-    if len(names) > 11:
+    lines = [headings(benchmark, rows), *cells(benchmark, rows)]
+    if len(lines[0]) > 11:
         lines = [list(column) for column in zip(*lines, strict=True)]
     console = Console()
     console.width = max(console.width, 130)
@@ -28,6 +25,21 @@ def print_table(benchmark: Benchmark, rows: Sequence[Row]) -> None:
     for line in lines[1:]:
         table.add_row(*line)
     console.print(table)
+
+
+def headings(benchmark: Benchmark, rows: Sequence[Row]) -> list[str]:
+    """Name the columns, with what they must show."""
+    return [_heading(name, benchmark.bounds.get(name)) for name in _columns(rows)]
+
+
+def cells(benchmark: Benchmark, rows: Sequence[Row]) -> list[list[str]]:
+    """Write the numbers of all rows, as the table shows them."""
+    names = _columns(rows)
+    return [[_cell(row, name, benchmark) for name in names] for row in rows]
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return [name for name in rows[0] if not name.endswith(_EDGES)]
 
 
 def _heading(name: str, bound: Bound | None) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ CODE = ("lightning_is", "scripts", "conf")  # what determines results
 PACKAGES = ("torch", "lightning", "numpy")
 # What says where data and results lie, and nothing of what was done.
 PLACES = ("publish", "out", "output_dir", "data.path", "jobs")
+OPTIONS = ("--publish", "--out")  # the same, with a value in the next word
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,21 @@ def command_line(words: Sequence[str]) -> str:
     Example:
         >>> command_line(["/home/me/scripts/compare.py", "seeds=[0,1]", "out=here"])
         "python scripts/compare.py 'seeds=[0,1]'"
+        >>> command_line(["scripts/bench.py", "limit", "--publish", "bench_limit"])
+        'python scripts/bench.py limit'
     """
     program = Path(words[0])
-    kept = [word for word in words[1:] if not _is_place(word)]
+    kept = [
+        word
+        for option, word in pairwise(words)
+        if not (_is_place(word) or option in OPTIONS)
+    ]
     return shlex.join(["python", f"{program.parent.name}/{program.name}", *kept])
 
 
 def _is_place(word: str) -> bool:
     key = word.lstrip("+").split("=")[0]
-    return key in PLACES or key.startswith("hydra.")
+    return word in OPTIONS or key in PLACES or key.startswith("hydra.")
 
 
 def commit(root: Path = ROOT) -> str:
