@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from math import isnan, nan
 from pathlib import Path
 
@@ -22,11 +24,18 @@ from lightning_is.experiments.compare import compare, meter
 from lightning_is.experiments.compare.arms import composed
 from lightning_is.experiments.compare.budget import Budget, Point
 from lightning_is.experiments.compare.figure import draw, on_grid, style
-from lightning_is.experiments.compare.jobs import check, plan
+from lightning_is.experiments.compare.jobs import _outcome, check, plan
 from lightning_is.experiments.compare.meter import Stopwatch, parse_budget
 from lightning_is.experiments.compare.referee import Measured, Referee, stored
 from lightning_is.experiments.compare.report import print_rows, write_markdown
-from lightning_is.experiments.compare.run import Job, Result, attach, read, write
+from lightning_is.experiments.compare.run import (
+    Job,
+    Result,
+    attach,
+    execute,
+    read,
+    write,
+)
 from lightning_is.experiments.compare.table import summarise, write_runs
 from lightning_is.experiments.data import Digits
 
@@ -277,6 +286,26 @@ def test_the_clock_suits_the_accelerator(tmp_path):
         clock("trainer=gpu", "clock=cpu")
 
 
+def test_runs_side_by_side_are_not_timed_by_the_wall(tmp_path):
+    planned(tmp_path, *TWO, "jobs=2")
+    planned(tmp_path, *TWO, "clock=wall")
+    with pytest.raises(ValueError, match=r"slow one another.*jobs=2.*jobs=1"):
+        planned(tmp_path, *TWO, "clock=wall", "jobs=2")
+
+
+def test_a_run_that_does_not_use_its_budget_has_failed(tmp_path, monkeypatch):
+    (job,) = planned(tmp_path, *TINY, "methods=[uniform]", "seeds=[0]")
+    job.settings["trainer"]["max_steps"] = 5
+    assert "A run must use its budget, got one that ended at" in str(execute(job))
+    assert not job.path.exists()
+
+
+def test_a_worker_that_died_is_said_to_have_failed():
+    lost = Future()
+    lost.set_exception(BrokenProcessPool())
+    assert "a process died" in _outcome(lost)
+
+
 def test_a_comparison_leaves_everything_behind_and_is_resumed(tmp_path, capsys):
     assert compared(tmp_path, *TWO, "seeds=[0,1]") == 0
     shown = capsys.readouterr().out
@@ -356,6 +385,7 @@ def test_rows_are_sorted_by_loss_and_compare_paired_seeds():
     assert list(rows) == ["better", "uniform", "broken", "lost"]
     assert rows["better"].cells == {
         "arm": "better",
+        "seeds": "2",
         "steps": "100",
         "training loss": "0.1 ± 0",
         "/ uniform": "0.35 [0.0043, 29]",
@@ -363,16 +393,19 @@ def test_rows_are_sorted_by_loss_and_compare_paired_seeds():
         "test - uniform": "-12.50 [-12.50, -12.50]",
         "open": "50%",
     }
-    assert list(rows["uniform"].cells.values())[2:4] == ["0.3 ± 0.1", "1"]
-    assert list(rows["lost"].cells.values())[2:4] == ["diverged", "-"]
+    assert list(rows["uniform"].cells.values())[3:5] == ["0.3 ± 0.1", "1"]
+    assert list(rows["lost"].cells.values())[3:5] == ["diverged", "-"]
     assert rows["broken"].error == "why"
 
 
 def test_one_seed_has_no_spread_and_without_a_baseline_there_is_no_ratio():
     (row,) = summarise([result("trim", 0, 0.1)], {})
-    assert list(row.cells.values()) == ["trim", "100", "0.1", "-", "25.00", "-", "-"]
+    plain = ["trim", "1", "100", "0.1", "-", "25.00", "-", "-"]
+    assert list(row.cells.values()) == plain
     one, _ = summarise([result("trim", 0, 0.1), result("b", 0, 0.2)], {}, "b")
     assert one.cells["/ b"] == "0.5"
+    two = [result("trim", 0, 0.1), result("trim", 1, 0.1), result("b", 0, 0.2)]
+    assert summarise(two, {}, "b")[0].cells["seeds"] == "2 (1 paired)"
 
 
 def test_the_table_is_printed_and_written(tmp_path, capsys):
@@ -388,7 +421,9 @@ def test_the_table_is_printed_and_written(tmp_path, capsys):
         lines = list(csv.DictReader(file))
     assert len(lines) == len(RESULTS)
     assert float(lines[0]["train_loss"]) == 0.2
-    assert float(lines[0]["test_error"]) == float(lines[0]["test_error"]) == 0.25
+    header = (tmp_path / "runs.csv").read_text().splitlines()[0].split(",")
+    assert len(header) == len(set(header))
+    assert float(lines[0]["test_error"]) == 0.25
 
 
 def test_many_methods_look_different_and_uniform_is_black():

@@ -333,15 +333,21 @@ def test_results_are_published_in_a_clone_alone(tmp_path):
         publish("a", Finding("t"), tmp_path / "docs", command="c")
 
 
-def test_a_command_says_what_was_done_and_not_where():
-    words = [
-        "a/scripts/x.py",
-        "seeds=[0,1]",
-        "data.path=/a",
-        "+out=b",
-        "hydra.run.dir=c",
-    ]
-    assert command_line(words) == "python scripts/x.py 'seeds=[0,1]'"
+def test_a_command_says_what_was_done_and_not_where(tmp_path):
+    words = ["a/scripts/x.py", "seeds=[0,1]", "jobs=2", f"data.path={tmp_path}"]
+    words += ["+out=b", "hydra.run.dir=c"]
+    assert command_line(words) == "python scripts/x.py 'seeds=[0,1]' jobs=2"
+    named = ["scripts/x.py", "data=text", "data.path=owner/name"]
+    assert command_line(named) == "python scripts/x.py data=text data.path=owner/name"
+
+
+def test_what_was_made_by_parts_names_the_commit_of_each(tmp_path):
+    (tmp_path / "results").mkdir()
+    made = ["aaaaaaaaaaaa", "bbbbbbbbbbbb-dirty", "aaaaaaaaaaaa"]
+    path = publish("a", Finding("t"), tmp_path, command="c", commits=made)
+    assert "at commit `aaaaaaaaaa` and commit `bbbbbbbbbb` with changes;" in origin(
+        read(path)
+    )
 
 
 def clone(folder: Path) -> Path:

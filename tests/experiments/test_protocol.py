@@ -10,6 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from scipy import stats
 from torch import nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_is.experiments.classifier import Classifier
 from lightning_is.experiments.compare import compare
@@ -104,6 +106,21 @@ def test_what_cannot_be_counted_is_refused():
     batch = torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"recurrent layer 'net'.*clock=cpu"):
         flops(Recurrent(5, 3), batch)
+
+
+class Attentive(nn.Module):
+    def forward(self, x):
+        heads = x.unflatten(-1, (2, 4)).transpose(1, 2)
+        return functional.scaled_dot_product_attention(heads, heads, heads).mean((1, 2))
+
+
+def test_attention_costs_what_its_products_cost():
+    batch = torch.randn(3, 6, 8), torch.zeros(3, dtype=torch.int64)
+    net = nn.Sequential(nn.Linear(8, 8), Attentive())
+    fast = flops(net, batch)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert flops(net, batch) == pytest.approx(fast)
+    assert fast > flops(nn.Sequential(nn.Linear(8, 8), nn.Flatten(1)), batch)
 
 
 def test_a_meter_that_stopped_does_not_count():
@@ -237,6 +254,9 @@ def test_arms_differ_by_their_own_settings_alone(tmp_path):
         ("shares=[0]", r"`shares` of the budget must be positive"),
         ("shares=[1,1]", r"`shares` must be different numbers"),
         ("decay=fast", r"`decay` must be one of linear, steps, got 'fast'"),
+        ("baseline=unifrom", r"`baseline` must be one of the arms, got 'unifrom'"),
+        ("trainer.max_steps=9", r"budget alone must end a run, got .*max_steps=9"),
+        ("trainer.max_epochs=2", r"budget alone must end a run, got .*max_epochs=2"),
     ],
 )
 def test_arms_and_budgets_without_sense_are_refused(override, message, tmp_path):
@@ -265,6 +285,8 @@ def test_the_rate_with_the_lowest_mean_loss_is_chosen():
         *(trial("a", 0.2, 0.1, 0.7), trial("a", 0.2, math.nan, 0.8, seed=1001)),
         *(trial("b", 0.1, 0.4, 0.9), trial("b", 0.2, 0.3, 1.0)),
         *(trial("b", 0.1, 0.2, 0.9, 3.0), trial("b", 0.2, 0.3, 0.8, 3.0)),
+        # One of its trials failed, and left nothing.
+        trial("a", 0.3, 0.0, 0.0, seed=1001),
     ]
     by_train = {("a", 1.0): 0.1, ("b", 1.0): 0.2, ("b", 3.0): 0.1}
     assert tuned(tries, "train_loss") == by_train
@@ -306,6 +328,10 @@ def test_an_arm_whose_trials_fail_is_named_and_not_run(tmp_path, capsys):
         ),
         (["rates=[0.1,0.2]", "tuning_seeds=[]"], "not be those that are compared"),
         (["rates=[0.1,0.2]", "tuned_by=luck"], "must be one of train_loss, val_loss"),
+        (
+            ["rates=[0.1,0.2]", "+arms.fast='method=trim optimizer.lr=0.2'"],
+            "or set by the arms, got `rates` and optimizer.lr in fast",
+        ),
     ],
 )
 def test_tuning_without_sense_is_refused(own, message, tmp_path):

@@ -1,11 +1,20 @@
 """Arithmetic that a run is charged for, whatever the machine makes of it."""
 
+from typing import TypeAlias
+
+import torch
 from lightning import LightningModule
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from lightning_is.experiments.compare.referee import measurable
 from lightning_is.experiments.data.tensors import Batch
+
+Shape: TypeAlias = tuple[int, ...]
 
 
 class Arithmetic:
@@ -40,7 +49,7 @@ class Arithmetic:
 
     def start(self) -> None:
         """Go on counting."""
-        self._counter = FlopCounterMode(display=False)
+        self._counter = counter()
         self._counter.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
@@ -69,8 +78,28 @@ def of_example(module: LightningModule, batch: Batch) -> float:
             "Choose clock=cpu or clock=wall."
         )
     module.train()
-    with FlopCounterMode(display=False) as counter:
+    with counter() as counted:
         loss = measurable(module).evaluate(batch)[0].mean()
         loss.backward()  # type: ignore[no-untyped-call]
     module.zero_grad()
-    return float(counter.get_total_flops() / len(batch[1]))
+    return float(counted.get_total_flops() / len(batch[1]))
+
+
+def counter() -> FlopCounterMode:
+    """Return PyTorch's counter, told of attention on the CPU, which it passes over."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    formulas = {attention: _forward_flops, backward: _backward_flops}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def _forward_flops(
+    query: Shape, key: Shape, value: Shape, *_: object, **__: object
+) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _backward_flops(
+    grad: Shape, query: Shape, key: Shape, value: Shape, *_: object, **__: object
+) -> int:
+    return int(sdpa_backward_flop_count(grad, query, key, value))

@@ -19,8 +19,8 @@ PLAN = (
 )
 # Settings that read a clock, and what they are without one.
 UNTIMED = {
-    "method.callback.gate.costs": "assumed",
-    "method.callback.score_precision": None,
+    "method.callback.gate.costs": ("measured", "assumed"),
+    "method.callback.score_precision": ("auto", None),
 }
 
 
@@ -42,6 +42,11 @@ def composed(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, DictConfig]
         raise ValueError(
             "Arms need names of their own, of letters, digits, dots and dashes, got "
             f"{both or unfit}. Choose others."
+        )
+    if cfg.baseline not in own | arms:
+        raise ValueError(
+            f"`baseline` must be one of the arms, got {cfg.baseline!r} and "
+            f"{', '.join(own | arms)}. Add it to `methods`, or name another."
         )
     for name, many in arms.items():
         if not any(one.startswith("method=") for one in many):
@@ -105,8 +110,8 @@ def settings(
     merged = OmegaConf.merge(arm, own)
     if clock == "cost":
         # What goes by a clock would go by that of the counting.
-        for key, untimed in UNTIMED.items():
-            if OmegaConf.select(merged, key) is not None:
+        for key, (timed, untimed) in UNTIMED.items():
+            if OmegaConf.select(merged, key) == timed:
                 OmegaConf.update(merged, key, untimed)
     plain = OmegaConf.to_container(merged, resolve=True)
     return {k: v for k, v in cast("dict[str, Any]", plain).items() if k not in PLAN}

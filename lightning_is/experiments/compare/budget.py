@@ -80,7 +80,7 @@ class Budget(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # The data are loaded; what the other callbacks prepare comes after this.
+        # The data are loaded, and the other callbacks have done the same.
         if stage == "fit":
             self.meter.start()
 

@@ -46,7 +46,7 @@ def part(share: float) -> str:
         >>> part(0.3), part(1.0)
         ('30%', '')
     """
-    return "" if share == 1 else f"{share:.3g}" if share < 0.01 else f"{share:.0%}"
+    return "" if share == 1 else f"{100 * share:g}%"
 
 
 def check(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -74,6 +74,17 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> None:
         raise ValueError(
             f"`decay` must be one of {', '.join(DECAYS)}, got {cfg.decay!r}. Leave it "
             "out for a rate that falls to zero on a line."
+        )
+    if cfg.jobs > 1 and clock_of(cfg) == "wall":
+        raise ValueError(
+            "Runs side by side slow one another, and clock=wall charges them for that, "
+            f"got jobs={cfg.jobs}. Take jobs=1; on a CPU also clock=cpu."
+        )
+    if cfg.trainer.max_epochs != -1 or cfg.trainer.get("max_steps", -1) != -1:
+        raise ValueError(
+            "The budget alone must end a run, got trainer.max_epochs="
+            f"{cfg.trainer.max_epochs} and trainer.max_steps="
+            f"{cfg.trainer.get('max_steps', -1)}. Leave them out, and trainer=quick."
         )
     for own, cure in {"method": "methods=[trim]", "seed": "seeds=[0,1]"}.items():
         if any(text.lstrip("+").startswith(f"{own}=") for text in overrides):
@@ -105,8 +116,14 @@ def executed(
     spawn = get_context("spawn")
     with ProcessPoolExecutor(side_by_side, spawn, initializer=steady_memory) as pool:
         running = {pool.submit(execute, job): job for job in jobs}
-        for future in as_completed(running):
-            yield running[future], _outcome(future)
+        try:
+            for future in as_completed(running):
+                yield running[future], _outcome(future)
+        except (
+            BaseException
+        ):  # an interrupt ends the runs being made, and no more begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _outcome(future: "Future[str | None]") -> str | None:

@@ -62,12 +62,14 @@ def compare(cfg: DictConfig, overrides: Sequence[str]) -> int:
     rows = summarise(results, failures, cfg.baseline, cfg.rates or ())
     title = heading(cfg)
     write_markdown(rows, title, note(cfg.baseline), folder / "table.md")
-    draw_all(results, rows, title, folder, cfg)
+    draw_all(results, rows, folder, cfg)
     print_rows(rows, f"{title}\n{folder}", note(cfg.baseline))
     if cfg.publish is not None:
         found = finding(rows, title, note(cfg.baseline))
-        shown = 1.0 if 1 in cfg.shares else max(cfg.shares)
-        publish(cfg.publish, found, figure=folder / figure_name(shown))
+        figure = folder / figure_name(1.0 if 1 in cfg.shares else max(cfg.shares))
+        commits = [run.commit for run in results]
+        shown = figure if figure.is_file() else None  # where all have failed
+        publish(cfg.publish, found, figure=shown, commits=commits)
     return 1 if failures else 0
 
 
@@ -111,18 +113,14 @@ def named(job: Job) -> str:
     return f"{share}{job.arm}{rate} seed {job.seed}"
 
 
-def heading(cfg: DictConfig) -> str:
+def heading(cfg: DictConfig, share: float = 1.0) -> str:
     """Say what was compared, on what terms."""
     clock = clock_of(cfg)
-    return f"{cfg.title}: {written(parse_budget(cfg.budget, clock), clock)}"
+    return f"{cfg.title}: {written(parse_budget(cfg.budget, clock) * share, clock)}"
 
 
 def draw_all(
-    results: Sequence[Result],
-    rows: Sequence[Row],
-    title: str,
-    folder: Path,
-    cfg: DictConfig,
+    results: Sequence[Result], rows: Sequence[Row], folder: Path, cfg: DictConfig
 ) -> None:
     """Draw a figure for each budget."""
     for share in dict.fromkeys(run.share for run in results):
@@ -130,6 +128,7 @@ def draw_all(
         order = [row.arm for row in rows if row.share == share]
         unit = "arithmetic spent [examples]" if clock_of(cfg) == "cost" else ""
         path = folder / figure_name(share)
+        title = heading(cfg, share)
         draw(some, order, title, path, baseline=cfg.baseline, unit=unit)
 
 

@@ -30,7 +30,7 @@ def finding(rows: Sequence[Row], title: str, note: str) -> Finding:
         place[_key(row.arm)] = numbers_of(row)
     if len(shares) > 1:
         names = ["budget", *names]
-        budgets = [f"{row.share:.0%}" for row in rows]
+        budgets = [f"{100 * row.share:g}%" for row in rows]
         shown = [[one, *line] for one, line in zip(budgets, shown, strict=True)]
     # A table has its first column on the left; what failed is part of what was found.
     return Finding(title, names, shown, " ".join([note, *failed(rows)]), numbers)

@@ -12,7 +12,7 @@ def headings(rows: Sequence[Row], title: str) -> list[tuple[str, list[Row]]]:
     parts = [(key, [*part]) for key, part in groupby(rows, key=lambda row: row.share)]
     if len(parts) == 1:
         return [(title, parts[0][1])]
-    return [(f"{title}, {share:.0%} of it", part) for share, part in parts]
+    return [(f"{title}, {100 * share:g}% of it", part) for share, part in parts]
 
 
 def print_rows(rows: Sequence[Row], title: str, note: str) -> None:

@@ -21,6 +21,7 @@ from lightning_is.experiments.compare.meter import Meter, Stopwatch
 from lightning_is.experiments.compare.referee import Referee, stored
 from lightning_is.experiments.curves import CurveRecorder, samplings
 from lightning_is.experiments.data import TensorDataModule
+from lightning_is.experiments.docs import commit
 from lightning_is.experiments.train import (
     cpu_threads,
     known_warnings,
@@ -69,6 +70,7 @@ class Result:
         rate: Learning rate, if it was tuned or is on trial.
         open_share: Share of steps that trained on a draw; NaN without draws.
         points: Measurements along the run, the last one at its end.
+        commit: Of the code that made it.
     """
 
     arm: str
@@ -77,6 +79,7 @@ class Result:
     rate: float | None
     open_share: float
     points: list[Point]
+    commit: str = "unknown"
 
     @property
     def end(self) -> Point:
@@ -104,6 +107,7 @@ def execute(job: Job) -> str | None:
 def run(job: Job) -> Result:
     """Train for all of the budget, and no longer."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    made_by = commit()
     cfg = DictConfig(job.settings)
     data = loaded(json.dumps(OmegaConf.to_container(cfg.data), sort_keys=True))
     with cpu_threads(cfg.threads if cfg.clock == "wall" else 1), known_warnings():
@@ -114,8 +118,13 @@ def run(job: Job) -> Result:
         limit, meter = cfg.budget, meter_of(cfg, data)
         budget = Budget(limit, meter, Referee(data), cfg.points, decay=cfg.decay)
         open_share = fit(cfg, data, budget)
+    if budget.share() < 1:
+        raise ValueError(
+            f"A run must use its budget, got one that ended at {budget.share():.0%} of "
+            "it. Leave out what else ends a run, such as callbacks that stop early."
+        )
     place = job.arm, job.seed, job.share, job.rate
-    return Result(*place, open_share, budget.points)
+    return Result(*place, open_share, budget.points, made_by)
 
 
 def meter_of(cfg: DictConfig, data: TensorDataModule) -> Meter:

@@ -99,6 +99,7 @@ def _row(
         at_end = runs[0].rate in (min(grid), max(grid)) if grid else False
         cells["rate"] = f"{runs[0].rate:g}" + " !" * at_end
     cells |= {
+        "seeds": f"{len(runs)}" + f" ({len(both)} paired)" * (len(both) < len(runs)),
         "steps": f"{fmean(end.steps for end in ends):.0f}",
         "training loss": spread(losses, "{:.3g}", "{:.1g}"),
         f"/ {baseline}": "1" if runs[0].arm == baseline else within(ratio, "{:.2g}"),
@@ -118,6 +119,7 @@ def _row(
 
 def _reached(runs: Sequence[Result]) -> dict[str, float]:
     found = {
+        "seeds": len(runs),
         "steps": fmean(run.end.steps for run in runs),
         "loss": fmean(run.end.train_loss for run in runs),
         "open": fmean(run.open_share for run in runs),
@@ -172,8 +174,8 @@ def within(found: Interval, form: str) -> str:
 
 def columns(rows: Sequence[Row]) -> list[str]:
     """All columns that any row has, in their order."""
-    widest = max(rows, key=lambda row: len(row.cells), default=None)
-    return [] if widest is None else list(widest.cells)
+    widest_first = sorted(rows, key=lambda row: -len(row.cells))
+    return list(dict.fromkeys(name for row in widest_first for name in row.cells))
 
 
 def cells(row: Row, names: Sequence[str]) -> list[str]:
@@ -200,6 +202,7 @@ def write_runs(results: Sequence[Result], path: Path) -> None:
     """Write one line a run, as CSV."""
     names = ["spent", "steps", "train_loss", "val_loss", "test_loss", "test_error"]
     parts = sorted({part for run in results for part in run.end.errors})
+    parts = parts if len(parts) > 1 else []  # one is all there is
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         errors = [f"{part}_error" for part in parts]

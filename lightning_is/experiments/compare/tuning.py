@@ -54,6 +54,12 @@ def _check(cfg: DictConfig) -> None:
             "Seeds that choose a rate must not be those that are compared, got "
             f"tuning_seeds={cfg.tuning_seeds} and seeds={cfg.seeds}. Choose others."
         )
+    fixed = [str(n) for n, told in cfg.arms.items() if "optimizer.lr=" in str(told)]
+    if fixed:
+        raise ValueError(
+            "Rates are tuned for every arm, or set by the arms, got `rates` and "
+            f"optimizer.lr in {', '.join(fixed)}. Leave out one of them."
+        )
     if cfg.tuned_by not in get_args(Criterion):
         raise ValueError(
             f"`tuned_by` must be one of {', '.join(get_args(Criterion))}, got "
@@ -84,10 +90,13 @@ def _losses(
             loss = getattr(run.end, by)
             of_rate = runs.setdefault((run.arm, run.share), {})
             of_rate.setdefault(run.rate, []).append(loss if isfinite(loss) else inf)
-    return {
-        place: {rate: fmean(losses) for rate, losses in of_rate.items()}
-        for place, of_rate in runs.items()
-    }
+    return {place: _means(of_rate) for place, of_rate in runs.items()}
+
+
+def _means(losses: Mapping[float, Sequence[float]]) -> dict[float, float]:
+    # A rate whose trials failed in part is no better than one that diverged.
+    most = max(map(len, losses.values()))
+    return {r: fmean(of) if len(of) == most else inf for r, of in losses.items()}
 
 
 def write_trials(results: Sequence[Result], by: Criterion, path: Path) -> None:

@@ -158,12 +158,17 @@ def _cell(text: str) -> str:
 
 def origin(results: Results) -> str:
     """Say what made results."""
-    commit, dirty, _ = results.commit.partition("-dirty")
-    at = "an unknown commit" if commit == "unknown" else f"commit `{commit[:10]}`"
+    at = " and ".join(map(_commit, results.commit.split()))
     versions = (f"{name} {number}" for name, number in results.versions.items())
     rest = [results.date, *versions, results.machine]
-    changed = " with changes" if dirty else ""
-    return f"{results.title}: `{results.command}` at {at}{changed}; {', '.join(rest)}."
+    return f"{results.title}: `{results.command}` at {at}; {', '.join(rest)}."
+
+
+def _commit(name: str) -> str:
+    commit, dirty, _ = name.partition("-dirty")
+    if commit == "unknown":
+        return "an unknown commit"
+    return f"commit `{commit[:10]}`{' with changes' if dirty else ''}"
 
 
 def _alone(text: str, mark: _Mark) -> bool:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 CODE = ("lightning_is", "scripts", "conf")  # what determines results
 PACKAGES = ("torch", "lightning", "numpy")
 # What says where data and results lie, and nothing of what was done.
-PLACES = ("publish", "out", "output_dir", "data.path", "jobs")
+PLACES = ("publish", "out", "output_dir")
 OPTIONS = ("--publish", "--out")  # the same, with a value in the next word
 
 
@@ -50,6 +50,7 @@ def publish(
     *,
     figure: Path | None = None,
     command: str | None = None,
+    commits: Sequence[str] = (),
 ) -> Path:
     """Write what a program found where the documents look for it.
 
@@ -62,6 +63,7 @@ def publish(
         folder: Has the folders ``results`` and ``figures``.
         figure: A picture to show beside, copied with at most 256 colours.
         command: That found it; the one that began this process if missing.
+        commits: Of the code, if parts were found before; that of now if missing.
 
     Returns:
         The file that was written.
@@ -73,7 +75,7 @@ def publish(
     results = Results(
         title=finding.title,
         command=command_line(sys.argv) if command is None else command,
-        commit=commit(),
+        commit=" ".join(dict.fromkeys(commits)) or commit(),
         versions=versions(),
         machine=machine(),
         date=date.today().isoformat(),
@@ -133,8 +135,9 @@ def command_line(words: Sequence[str]) -> str:
 
 
 def _is_place(word: str) -> bool:
-    key = word.lstrip("+").split("=")[0]
-    return word in OPTIONS or key in PLACES or key.startswith("hydra.")
+    key, _, value = word.lstrip("+").partition("=")
+    own = key == "data.path" and Path(value).expanduser().exists()  # or the hub's name
+    return own or word in OPTIONS or key in PLACES or key.startswith("hydra.")
 
 
 def commit(root: Path = ROOT) -> str:

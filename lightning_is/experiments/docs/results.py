@@ -24,7 +24,8 @@ class Results:
     Args:
         title: Says what was measured.
         command: That found it, typed at the root of the project.
-        commit: Of the code, ``-dirty`` if it was changed, or ``unknown``.
+        commit: Of the code, ``-dirty`` if it was changed, or ``unknown``; several, with
+            spaces between, if it was made by parts.
         versions: Of what the code rests on, by name.
         machine: Number of cores and processor.
         date: As ``YYYY-MM-DD``.
