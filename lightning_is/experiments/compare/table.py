@@ -122,6 +122,7 @@ def _reached(runs: Sequence[Result]) -> dict[str, float]:
         "seeds": len(runs),
         "steps": fmean(run.end.steps for run in runs),
         "loss": fmean(run.end.train_loss for run in runs),
+        "test_loss": fmean(run.end.test_loss for run in runs),
         "open": fmean(run.open_share for run in runs),
     }
     for part in runs[0].end.errors:
