@@ -119,7 +119,7 @@ def _row(
 
 def _reached(runs: Sequence[Result]) -> dict[str, float]:
     found = {
-        "seeds": len(runs),
+        "seeds": float(len(runs)),
         "steps": fmean(run.end.steps for run in runs),
         "loss": fmean(run.end.train_loss for run in runs),
         "test_loss": fmean(run.end.test_loss for run in runs),
