@@ -241,7 +241,7 @@ def test_every_method_file_is_compared_unless_some_are_chosen(tmp_path):
     jobs = planned(tmp_path, *TINY, "seeds=[0,4]")
     assert {job.arm for job in jobs} == files
     assert [job.seed for job in jobs] == [0] * len(files) + [4] * len(files)
-    chosen = planned(tmp_path, *TINY, "methods=[trim]", "seeds=[3]")
+    chosen = planned(tmp_path, *TINY, "methods=[trim]", "seeds=[3]", "baseline=trim")
     assert [(job.arm, job.seed) for job in chosen] == [("trim", 3)]
 
 
@@ -346,6 +346,7 @@ def test_a_method_that_fails_costs_the_others_nothing(tmp_path, capsys):
 
 def test_the_program_makes_runs_in_processes_of_their_own(tmp_path):
     arguments = [*TINY, "methods=[trim]", "seeds=[0]", "jobs=2", "out=here"]
+    arguments += ["baseline=trim"]
     done = subprocess.run(  # noqa: S603 - our own program and arguments
         [sys.executable, ROOT / "scripts" / "compare.py", *arguments],
         cwd=tmp_path,
