@@ -17,7 +17,7 @@ from lightning_is.scoring.scorer import Reading, Step
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.shadow import Shadow
 
-_STATE = ("loaded", "trained", "drawn", "scored", "_sums")
+_STATE = ("loaded", "trained", "drawn", "scored", "sums")
 
 
 @final
@@ -82,6 +82,7 @@ class PickCounter(Callback):
         trained: How often it was trained on.
         drawn: How often in a step on a draw from what was loaded.
         scored: In how many steps its score was computed.
+        sums: Of its scores over these steps.
 
     Raises:
         RuntimeError: At the start of the fit, if there are several processes.
@@ -91,7 +92,7 @@ class PickCounter(Callback):
     def __init__(self, examples: int, overheard: Overheard) -> None:
         self.loaded: Int64[Tensor, " N"] = torch.zeros(examples, dtype=torch.int64)
         self.trained, self.drawn, self.scored = (self.loaded.clone() for _ in range(3))
-        self._sums = torch.zeros(examples, dtype=torch.float64)
+        self.sums: Float64[Tensor, " N"] = torch.zeros(examples, dtype=torch.float64)
         self._last = torch.zeros(examples, dtype=torch.float64)  # of the step in hand
         self._overheard = overheard
         self._stepping: Shadow | None = None
@@ -99,7 +100,7 @@ class PickCounter(Callback):
     @property
     def scores(self) -> Float64[Tensor, " N"]:
         """Mean score of each example over these steps; NaN where there were none."""
-        return self._sums / self.scored
+        return self.sums / self.scored
 
     def hear(self, index: Int64[Tensor, " B"]) -> None:
         """Take note of what was loaded."""
@@ -147,7 +148,7 @@ class PickCounter(Callback):
             places = index[known].cpu()
             self._last[places] = scores[known].double().cpu()
             seen[places] = True
-        self._sums += torch.where(seen, self._last, 0.0)
+        self.sums += torch.where(seen, self._last, 0.0)
         self.scored += seen
 
     @override
