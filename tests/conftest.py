@@ -130,7 +130,7 @@ def quiet_trainer(*callbacks: L.Callback, **settings) -> L.Trainer:
     return L.Trainer(**(defaults | settings))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kit():
     """Hand the pieces above to a test module."""
     return _Kit

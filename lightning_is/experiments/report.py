@@ -3,15 +3,16 @@
 import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from math import isnan
+from math import isfinite, isnan
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_is.experiments.curves import Point
 
 if TYPE_CHECKING:  # half a second to import, and needed only once the run is over
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LOSS, TAU, OPEN = "#20639b", "#c8553d", "#f3d9a4"  # told apart in grey and by anyone
 FORMATS = {"steps": "{:.0f}", "seconds": "{:.1f} s", "open_share": "{:.0%}"}
@@ -40,10 +41,40 @@ def print_table(results: Mapping[str, float], title: str) -> None:
     Console().print(table)
 
 
-def write_results(results: Mapping[str, float], path: Path) -> None:
+def write_results(results: Mapping[str, Any], path: Path) -> None:
     """Write the results as JSON; what does not exist (NaN) becomes ``null``."""
-    plain = {name: None if isnan(value) else value for name, value in results.items()}
-    path.write_text(json.dumps(plain, indent=2) + "\n")
+    path.write_text(json.dumps(nulls(dict(results)), indent=2) + "\n")
+
+
+def nulls(value: Any) -> Any:
+    """Replace what is no number (NaN, infinite) by None, which JSON knows as null.
+
+    Args:
+        value: Plain; looked through where it is a dictionary, a list or a tuple.
+
+    Example:
+        >>> nulls({"tau": float("nan"), "steps": [1.0, float("inf")]})
+        {'tau': None, 'steps': [1.0, None]}
+    """
+    if isinstance(value, dict):
+        return {name: nulls(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [nulls(part) for part in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def blank_figure(size: tuple[float, float]) -> "Figure":
+    """Make an empty figure for a file, whatever display the machine has or lacks.
+
+    Args:
+        size: Width and height, in inches.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def draw_curves(points: Sequence[Point], title: str, path: Path) -> None:
@@ -54,12 +85,8 @@ def draw_curves(points: Sequence[Point], title: str, path: Path) -> None:
         title: Says which run it was.
         path: Where the picture goes; its suffix chooses the format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     sampled = [p for p in points if not isnan(p.tau)]
-    figure = Figure(figsize=(8, 5.5 if sampled else 3.5), layout="constrained")
-    FigureCanvasAgg(figure)  # a file, whatever display the machine has or lacks
+    figure = blank_figure((8.0, 5.5 if sampled else 3.5))
     axes = figure.subplots(2 if sampled else 1, sharex=True, squeeze=False)[:, 0]
     _draw_loss(axes[0], points)
     if sampled:

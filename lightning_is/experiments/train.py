@@ -89,18 +89,37 @@ def known_warnings() -> Iterator[None]:
         yield
 
 
-def make_trainer(cfg: DictConfig, curves: CurveRecorder) -> Trainer:
-    """Build the trainer with the callbacks of method and configuration, then curves."""
-    callbacks: list[Callback] = [
-        instantiate(callback)
-        for callback in (cfg.method.callback, *(cfg.callbacks or {}).values())
-        if callback is not None
-    ]
+def make_trainer(
+    cfg: DictConfig, last: Callback, *, sampling: Callback | None = None
+) -> Trainer:
+    """Build the trainer with the callbacks of method and configuration, then one more.
+
+    Args:
+        cfg: As composed.
+        last: Comes after all others.
+        sampling: In place of the callback of the method.
+    """
+    first = instantiate(cfg.method.callback) if sampling is None else sampling
+    others = [instantiate(callback) for callback in (cfg.callbacks or {}).values()]
+    callbacks = [callback for callback in (first, *others) if callback is not None]
     loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
     trainer: Trainer = instantiate(
-        cfg.trainer, callbacks=[*callbacks, curves], logger=loggers or False
+        cfg.trainer, callbacks=[*callbacks, last], logger=loggers or False
     )
     return trainer
+
+
+def refuse_saving(cfg: DictConfig) -> None:
+    """Refuse to write the network, where a program does not.
+
+    Raises:
+        ValueError: If that is asked for.
+    """
+    if cfg.save_network is not None:
+        raise ValueError(
+            "Networks are written by scripts/train.py alone, got save_network="
+            f"{cfg.save_network} of another program. Train with that one, or drop it."
+        )
 
 
 def presampled(cfg: DictConfig, data: TensorDataModule) -> LightningDataModule:

@@ -306,7 +306,8 @@ def test_a_finding_is_published_with_all_that_tells_where_it_comes_from(
     (tmp_path / "results").mkdir()
     Image.effect_noise((60, 40), 90).convert("RGB").save(tmp_path / "big.png")
     finding = Finding("t", ("a", "b"), [("1", "2")], "n", {"x": 0.5})
-    path = publish("mine", finding, tmp_path, figure=tmp_path / "big.png")
+    picture = tmp_path / "big.png"
+    path = publish("mine", finding, tmp_path, figure=picture, more={"two": picture})
     found = read(path)
     assert path == tmp_path / "results" / "mine.json"
     assert (found.title, found.columns, found.rows) == ("t", ["a", "b"], [["1", "2"]])
@@ -316,9 +317,10 @@ def test_a_finding_is_published_with_all_that_tells_where_it_comes_from(
     assert {"python", "torch", "lightning"} <= set(found.versions)
     assert re.fullmatch(r"\d+ cores?, .+", found.machine)
     assert abs((date.today() - date.fromisoformat(found.date)).days) <= 1
-    with Image.open(tmp_path / "figures" / "mine.png") as picture:
-        assert picture.size == (60, 40)
-        assert picture.mode == "P"
+    for name in ("mine.png", "mine_two.png"):
+        with Image.open(tmp_path / "figures" / name) as shown:
+            assert shown.size == (60, 40)
+            assert shown.mode == "P"
 
 
 @pytest.mark.parametrize("name", ["", "a b", "A", "../a", "a.json"])

@@ -1,82 +1,34 @@
 """Picks are counted as they are, and counting changes nothing."""
 
-import csv
-import json
-from pathlib import Path
+from contextlib import nullcontext
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from PIL import Image
 from torch import nn
 
 from lightning_is import ImportanceSamplingCallback, OversamplingDataModule
 from lightning_is.experiments.classifier import Classifier
-from lightning_is.experiments.curves import CurveRecorder
 from lightning_is.experiments.data import Digits, TensorSet, crop_flip
-from lightning_is.experiments.docs import read
-from lightning_is.experiments.picked import picked
-from lightning_is.experiments.picked.counting import (
-    OverheardScorer,
-    PickCounter,
-    by_count,
-    top_share,
-)
+from lightning_is.experiments.picked.counting import Overheard, PickCounter
 from lightning_is.experiments.picked.numbered import (
     NumberedBatch,
     NumberedData,
     numbered,
 )
-from lightning_is.experiments.picked.picture import as_pictures
 from lightning_is.experiments.picked.program import count
-from lightning_is.experiments.train import make_trainer, presampled
 from lightning_is.sampling import AlwaysOpen
-from lightning_is.scoring import UpperBound
-
-CONF = Path(__file__).parents[2] / "conf"
-N, BATCH = 1297, 128  # of the digits
-QUICK = ["trainer=quick", "model=mlp", "callbacks=none", "trainer.log_every_n_steps=99"]
-LONG = ["trainer.max_steps=24", "trainer.max_epochs=3"]
-OPEN = ["gate@method.callback.gate=always_open", "method.batch_size=32"]
-LATER = [  # closed at first
-    *("gate@method.callback.gate=warmup", "method.callback.gate.steps=12"),
-    "method.batch_size=32",
-]
-METHODS = {
-    "trim": OPEN,
-    "two_stage": LATER,
-    "upper_bound": [  # of presamples; tau needs a while to pass 1
-        *("method.callback.tau_threshold=1.0", "data.batch_size=64"),
-        *("trainer.max_steps=60", "trainer.max_epochs=3"),
-    ],
-    "selective_backprop": [],
-    "prioritized": [],
-}
-
-
-def configured(folder, method, *overrides):
-    # No clock decides in which precision scores are computed.
-    still = [*QUICK, "score_precision=null"]
-    words = [f"method={method}", *still, *LONG, *METHODS[method], *overrides]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("picked", [*words, "title=t", f"output_dir={folder}"])
-
-
-def plain(cfg):
-    """Train as the training program does, without anybody counting."""
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = instantiate(cfg.data)
-    model = instantiate(cfg.classifier, _convert_="all")
-    trainer = make_trainer(cfg, CurveRecorder())
-    trainer.fit(model, datamodule=presampled(cfg, data))
-    return model
-
-
-def parameters(model):
-    return nn.utils.parameters_to_vector(model.parameters()).detach()
+from lightning_is.scoring import HeadTap, Scored, UpperBound
+from lightning_is.scoring.scorer import Step
+from tests.experiments.picks import (
+    BATCH,
+    DRAWN,
+    METHODS,
+    N,
+    configured,
+    parameters,
+    plain,
+)
 
 
 class Witness:
@@ -86,7 +38,7 @@ class Witness:
         train = Digits(BATCH).splits.train
         rows = train.__getitems__(range(N))[0]
         self.places = {row.numpy().tobytes(): k for k, row in enumerate(rows)}
-        self.loaded, self.trained = (torch.zeros(N, dtype=torch.int64) for _ in "ab")
+        self.moved, self.trained = (torch.zeros(N, dtype=torch.int64) for _ in "ab")
         self.last = None
         step = Classifier.training_step
 
@@ -100,7 +52,7 @@ class Witness:
         def transfer(module, batch, dataloader_idx):
             assert type(batch) is tuple
             if module.trainer.training:
-                self.note(self.loaded, batch[0])
+                self.note(self.moved, batch[0])
             return batch
 
         def end(module, outputs, batch, batch_idx):
@@ -123,17 +75,42 @@ class Witness:
 def test_counting_changes_nothing_and_counts_what_the_module_is_given(
     method, tmp_path, monkeypatch
 ):
-    cfg = configured(tmp_path, method)
-    expected = parameters(plain(cfg))
+    expected = parameters(plain(tmp_path, method).lightning_module)
     witness = Witness(monkeypatch)
-    run = count(cfg)
+    run = count(configured(tmp_path, method))
+    counter = run.counter
     assert torch.equal(parameters(run.model), expected)
-    assert torch.equal(run.counter.trained, witness.trained)
-    assert torch.equal(run.counter.loaded, witness.loaded)
-    assert (run.counter.drawn <= run.counter.trained).all()
-    draws = method != "prioritized"  # whose source chooses, and nobody draws
-    assert bool(run.counter.drawn.sum() > 0) == draws
+    assert torch.equal(counter.trained, witness.trained)
+    assert (counter.drawn <= counter.trained).all()
+    drawn = int(counter.drawn.sum())
+    assert drawn == DRAWN.get(method, drawn)
+    assert (drawn > 0) == (DRAWN.get(method) != 0)
     assert "training_step" not in vars(run.model)
+    afresh = witness.moved - counter.loaded  # scored between two steps
+    if method == "online_batch_selection":
+        assert torch.equal(counter.loaded, counter.trained)
+        assert (afresh > 0).all()
+    else:
+        assert (afresh == 0).all()
+
+
+def test_validation_would_change_how_later_epochs_are_shuffled(tmp_path):
+    still, validated = (
+        parameters(plain(tmp_path, "trim", *words).lightning_module)
+        for words in ([], ["trainer.limit_val_batches=1.0"])
+    )
+    assert not torch.equal(still, validated)
+
+
+def test_uniform_draws_are_those_of_the_binomial_distribution(tmp_path):
+    """What picks are compared with: a chance of 32 / 128 at every load."""
+    word = "distribution@method.callback.plan.distribution=uniform"
+    counter = count(configured(tmp_path, "trim", word)).counter
+    twice = counter.trained[counter.loaded == 2]
+    for times, chance in enumerate((9 / 16, 6 / 16, 1 / 16)):
+        error = (chance * (1 - chance) / len(twice)) ** 0.5
+        share = float((twice == times).double().mean())
+        assert abs(share - chance) < 3.5 * error
 
 
 @pytest.mark.parametrize("method", ["trim", "two_stage"])
@@ -156,16 +133,29 @@ def test_the_mean_score_is_that_of_the_network(method, tmp_path):
     assert twice.sum() == 0 if method == "trim" else 0 < twice.sum() < 0.05 * N
 
 
+class Told:
+    """Scores as it is told to."""
+
+    def __init__(self, *scores):
+        self.scores = list(scores)
+
+    def score(self, step, tap, examples):
+        return Scored(torch.tensor(self.scores.pop(0)), torch.tensor(0.0))
+
+    def observing(self, tap):
+        return nullcontext(lambda examples: None)
+
+
 def test_an_example_scored_again_within_a_step_counts_once_at_its_last_score(kit):
-    scorer = OverheardScorer(UpperBound())
-    counter = PickCounter(3, scorer)
-    places = torch.tensor([2, 0])
-    x = torch.zeros(2, 1)
-    for step, scores in enumerate(([1.0, 4.0], [3.0, float("nan")], [5.0, 2.0])):
-        scorer._passes.append((places, torch.tensor(scores)))
-        if step > 0:
-            batch = NumberedBatch(x, places, places)
-            counter.on_train_batch_end(kit.trainer(), small(kit), None, batch, step)
+    told = Told([1.0, 4.0], [3.0, float("nan")], [5.0, 2.0])
+    counter = PickCounter(3, Overheard(told))
+    places, head = torch.tensor([2, 0]), nn.Identity()
+    batch = NumberedBatch(torch.zeros(2, 1), places, places)
+    step = Step(lambda batch: batch.x, batch, head, take=lambda batch, rows: batch)
+    for number in range(3):
+        told.score(step, HeadTap([head]), 2)
+        if number > 0:
+            counter.on_train_batch_end(kit.trainer(), small(kit), None, batch, number)
     assert counter.scored.tolist() == [2, 0, 2]
     assert counter.scores.tolist()[::2] == [(4.0 + 2.0) / 2, (3.0 + 5.0) / 2]
     assert counter.trained.tolist() == [2, 0, 2]
@@ -196,8 +186,8 @@ def test_the_data_modules_own_transformations_stay(kit, wrapped):
         trainer.fit(model, datamodule=served)
         return parameters(model)
 
-    scorer, loaded = OverheardScorer(UpperBound()), 16 if wrapped else 64
-    counter = PickCounter(N, scorer)
+    scorer, loaded = UpperBound(), 16 if wrapped else 64
+    counter = PickCounter(N, Overheard(scorer))
     numbers = NumberedData(Augmented(loaded), counter.hear)
     counted = run(numbers, counter, scorer=scorer)
     assert torch.equal(counted, run(Augmented(loaded), scorer=UpperBound()))
@@ -205,7 +195,7 @@ def test_the_data_modules_own_transformations_stay(kit, wrapped):
 
 
 def test_a_run_that_fails_gives_the_module_its_step_back(kit):
-    model, counter = small(kit), PickCounter(N, OverheardScorer(UpperBound()))
+    model, counter = small(kit), PickCounter(N, Overheard(UpperBound()))
 
     class Stop(L.Callback):
         def on_train_batch_start(self, *_):
@@ -217,26 +207,11 @@ def test_a_run_that_fails_gives_the_module_its_step_back(kit):
     assert "training_step" not in vars(model)
 
 
-@pytest.mark.parametrize(
-    ("method", "words", "message"),
-    [
-        ("uniform", [], "got one without a callback. Choose method=trim"),
-        ("trim", ["data=rare_hard"], r"shows images, got examples of shape \(2,\)"),
-    ],
-)
-def test_what_cannot_be_counted_is_refused(method, words, message, tmp_path):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        given = [f"method={method}", *QUICK, *words, f"output_dir={tmp_path}"]
-        cfg = compose("picked", [*given, "title=t"])
-    with pytest.raises(ValueError, match=message):
-        count(cfg)
-
-
 def test_several_processes_are_refused(kit):
     class Two(L.Trainer):
         world_size = 2
 
-    counter = PickCounter(3, OverheardScorer(UpperBound()))
+    counter = PickCounter(3, Overheard(UpperBound()))
     with pytest.raises(RuntimeError, match="by one process, got a Trainer with 2"):
         counter.setup(Two(accelerator="cpu", logger=False), small(kit), "fit")
 
@@ -251,56 +226,3 @@ def test_a_numbered_set_serves_single_examples_too():
     x, y, place = data[2]
     assert (float(x), int(y), int(place)) == (2.0, 7, 2)
     assert isinstance(data[2], NumberedBatch)
-
-
-def test_the_share_of_the_top_is_that_of_all_trainings():
-    counts = torch.tensor([0, 10, 0, 30, 60] + [0] * 95)
-    assert top_share(counts, 0.01) == pytest.approx(0.6)
-    assert top_share(counts, 0.1) == 1.0
-    assert top_share(torch.full((40,), 3), 0.25) == pytest.approx(0.25)
-
-
-def test_examples_are_ordered_by_counts_and_then_by_scores():
-    counts = torch.tensor([2, 0, 2, 0, 5])
-    scores = torch.tensor([0.1, 0.2, 0.9, float("nan"), 0.0]).double()
-    assert by_count(counts, scores).tolist() == [4, 2, 0, 1, 3]
-
-
-def test_pictures_have_their_colours_last_and_range_from_0_to_1():
-    bytes_ = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
-    assert as_pictures(bytes_, bytes_)[0, 0, 0] == pytest.approx([0, 0.2, 1])
-    grey = torch.tensor([-1.0, 0.0, 3.0]).reshape(3, 1, 1, 1)
-    assert as_pictures(grey[1:2], grey).shape == (1, 1, 1)
-    assert as_pictures(grey[1:2], grey).item() == pytest.approx(0.25)
-
-
-def test_the_program_leaves_its_picture_its_numbers_and_a_file_of_results(
-    tmp_path, monkeypatch, capsys
-):
-    (tmp_path / "docs" / "results").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    names = f"names=[{','.join('abcdefghij')}]"
-    cfg = configured(tmp_path, "two_stage", "publish=mine", names)
-    results = picked(cfg)
-    stored = json.loads((tmp_path / "results.json").read_text())
-    assert stored == results
-    assert results["steps"] == 24
-    assert results["loaded"] == 24 * BATCH
-    assert 0.01 < results["top_1"] < results["top_10"] < results["top_25"] < 1
-    with (tmp_path / "examples.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    trained = [int(row["trained"]) for row in rows]
-    assert sorted(int(row["example"]) for row in rows) == list(range(N))
-    assert trained == sorted(trained, reverse=True)
-    assert sum(trained) == results["trained"]
-    assert float(rows[0]["per_load"]) == pytest.approx(
-        trained[0] / int(rows[0]["loaded"]), rel=1e-3
-    )
-    with Image.open(tmp_path / "picked.png") as picture:
-        pixels = np.asarray(picture.convert("L"))
-    assert (pixels < 100).mean() > 0.03  # ink
-    found = read(tmp_path / "docs" / "results" / "mine.json")
-    assert found.values["top_10"] == results["top_10"]
-    assert found.rows[0][:2] == ["t", "1,297"]
-    assert (tmp_path / "docs" / "figures" / "mine.png").is_file()
-    assert "1,297" in capsys.readouterr().out

@@ -119,7 +119,13 @@ def test_variances_are_published(project):
     assert found.values["last"]["step"] == 12
     assert found.values["squared_errors"]["gradient_norm"] == 0
     assert "Squared errors of all steps together" in found.note
-    assert (project / "docs" / "figures" / "mine.png").is_file()
+    assert found.values["points"] == 2 * 200
+    for name, drawn in (("mine", "variance"), ("mine_probabilities", "probabilities")):
+        with (
+            Image.open(project / "docs" / "figures" / f"{name}.png") as shown,
+            Image.open(project / "o" / f"{drawn}.png") as whole,
+        ):
+            assert shown.size == whole.size
 
 
 @pytest.mark.parametrize("name", ["compare", "variance_reduction"])

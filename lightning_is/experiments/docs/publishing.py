@@ -49,6 +49,7 @@ def publish(
     folder: Path = Path("docs"),
     *,
     figure: Path | None = None,
+    more: Mapping[str, Path] | None = None,
     command: str | None = None,
     commits: Sequence[str] = (),
 ) -> Path:
@@ -62,6 +63,7 @@ def publish(
         finding: The table and the numbers.
         folder: Has the folders ``results`` and ``figures``.
         figure: A picture to show beside, copied with at most 256 colours.
+        more: Further ones, likewise, by what their names end in: ``NAME_END.png``.
         command: That found it; the one that began this process if missing.
         commits: Of the code, if parts were found before; that of now if missing.
 
@@ -88,6 +90,8 @@ def publish(
     write(results, path)
     if figure is not None:
         _copy(figure, folder / "figures" / f"{name}.png")
+    for end, picture in (more or {}).items():
+        _copy(picture, folder / "figures" / f"{name}_{end}.png")
     return path
 
 

@@ -73,6 +73,16 @@ def flat(values: Mapping[str, Any], before: str = "") -> dict[str, int | float]:
     return found
 
 
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the numbers that exist, as ``values`` of results must.
+
+    Example:
+        >>> finite({"loss": 0.5, "uniform": float("nan")})
+        {'loss': 0.5}
+    """
+    return {name: value for name, value in values.items() if isfinite(value)}
+
+
 def read(path: Path) -> Results:
     """Read a file of results.
 

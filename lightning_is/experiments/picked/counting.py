@@ -17,31 +17,34 @@ from lightning_is.scoring.scorer import Reading, Step
 from lightning_is.scoring.tap import HeadTap
 from lightning_is.shadow import Shadow
 
+_STATE = ("loaded", "trained", "drawn", "scored", "sums")
+
 
 @final
-class OverheardScorer:
-    """Scores as another scorer does, and keeps what it said until it is collected.
+class Overheard:
+    """Keeps what a scorer says of numbered batches until it is collected.
+
+    The scorer stays the object that it is, and is refused where it would be.
 
     Args:
-        scorer: Scores.
+        scorer: Scores for the callback that samples; it is listened to from now on.
     """
 
     def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
         self._passes: list[tuple[Tensor, Tensor]] = []
         self._read: Tensor | None = None
+        self._scoring = Shadow(scorer, "score", self._score)
+        self._observing = Shadow(scorer, "observing", self._observe)
 
-    def score(self, step: Step, tap: HeadTap, examples: int) -> Scored:
-        """Score a batch."""
-        found = self.scorer.score(step, tap, examples)
+    def _score(self, step: Step, tap: HeadTap, examples: int) -> Scored:
+        found: Scored = self._scoring.original(step, tap, examples)
         if isinstance(step.batch, NumberedBatch):
             self._passes.append((step.batch.places, found.scores.detach()))
         return found
 
     @contextmanager
-    def observing(self, tap: HeadTap) -> Iterator[Reading]:
-        """Watch an ordinary step."""
-        with self.scorer.observing(tap) as read:
+    def _observe(self, tap: HeadTap) -> Iterator[Reading]:
+        with self._observing.original(tap) as read:
 
             def overheard(examples: int) -> Float[Tensor, " n"] | None:
                 self._read = read(examples)
@@ -67,31 +70,37 @@ class PickCounter(Callback):
     """Counts; the run and its module know nothing of it.
 
     For one process, whose batches are numbered: the module's step gets them without
-    their numbers. It must come after the callback that samples.
+    their numbers. It must come after the callback that samples. Counts are part of
+    checkpoints, and go on from those of the one that a run is resumed from.
 
     Args:
         examples: Number ``N`` of training examples.
-        scorer: Of the callback that samples.
+        overheard: The scorer of the callback that samples.
 
     Attributes:
         loaded: How often each example arrived from the loader.
         trained: How often it was trained on.
         drawn: How often in a step on a draw from what was loaded.
         scored: In how many steps its score was computed.
+        sums: Of its scores over these steps.
+
+    Raises:
+        RuntimeError: At the start of the fit, if there are several processes.
+        ValueError: If a checkpoint has no counts, or those of other data.
     """
 
-    def __init__(self, examples: int, scorer: OverheardScorer) -> None:
+    def __init__(self, examples: int, overheard: Overheard) -> None:
         self.loaded: Int64[Tensor, " N"] = torch.zeros(examples, dtype=torch.int64)
         self.trained, self.drawn, self.scored = (self.loaded.clone() for _ in range(3))
-        self._sums = torch.zeros(examples, dtype=torch.float64)
+        self.sums: Float64[Tensor, " N"] = torch.zeros(examples, dtype=torch.float64)
         self._last = torch.zeros(examples, dtype=torch.float64)  # of the step in hand
-        self._scorer = scorer
+        self._overheard = overheard
         self._stepping: Shadow | None = None
 
     @property
     def scores(self) -> Float64[Tensor, " N"]:
         """Mean score of each example over these steps; NaN where there were none."""
-        return self._sums / self.scored
+        return self.sums / self.scored
 
     def hear(self, index: Int64[Tensor, " B"]) -> None:
         """Take note of what was loaded."""
@@ -113,6 +122,11 @@ class PickCounter(Callback):
         return self._stepping.original((batch.x, batch.y), batch_idx)
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step > 0 and not self.trained.any():
+            _refuse_checkpoint("no counts", len(self.trained))
+
+    @override
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -124,7 +138,7 @@ class PickCounter(Callback):
         _add(self.trained, batch.places)
         if any(sampling.is_sampling for sampling in samplings(trainer)):
             _add(self.drawn, batch.places)
-        self._take_in(self._scorer.collect(batch.places))
+        self._take_in(self._overheard.collect(batch.places))
 
     def _take_in(self, noted: list[tuple[Tensor, Tensor]]) -> None:
         """Count an example that was scored several times in a step once, at last."""
@@ -134,8 +148,20 @@ class PickCounter(Callback):
             places = index[known].cpu()
             self._last[places] = scores[known].double().cpu()
             seen[places] = True
-        self._sums += torch.where(seen, self._last, 0.0)
+        self.sums += torch.where(seen, self._last, 0.0)
         self.scored += seen
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {name: vars(self)[name].clone() for name in _STATE}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        size, stored = len(self.loaded), len(state_dict["loaded"])
+        if stored != size:
+            _refuse_checkpoint(f"those of {stored}", size)
+        for name in _STATE:
+            vars(self)[name].copy_(state_dict[name])
 
     @override
     def teardown(
@@ -155,37 +181,15 @@ class PickCounter(Callback):
         self._stepping = None
 
 
+def _refuse_checkpoint(got: str, examples: int) -> None:
+    raise ValueError(
+        f"A counted run goes on from counts of its {examples} examples, got a "
+        f"checkpoint with {got}. Resume what scripts/picked.py left of the same data "
+        "by callbacks=checkpoint."
+    )
+
+
 def _add(counts: Int64[Tensor, " N"], index: Int64[Tensor, " n"]) -> None:
     """Count examples, those that are there twice twice."""
     places = index.cpu()
     counts.index_add_(0, places, torch.ones_like(places))
-
-
-def top_share(counts: Int64[Tensor, " N"], share: float) -> float:
-    """Return the share of all trainings that the examples trained on most often take.
-
-    Args:
-        counts: How often each was trained on.
-        share: Of the examples, in ``(0, 1]``; at least one example.
-
-    Example:
-        >>> top_share(torch.tensor([6, 1, 1, 2]), 0.25)
-        0.6
-    """
-    most = max(1, round(share * len(counts)))
-    return int(counts.sort(descending=True).values[:most].sum()) / int(counts.sum())
-
-
-def by_count(
-    counts: Int64[Tensor, " N"], scores: Float64[Tensor, " N"]
-) -> Int64[Tensor, " N"]:
-    """Order examples by how often they were trained on, the most often first.
-
-    Those trained on as often as one another go by their mean score, the highest first.
-
-    Example:
-        >>> by_count(torch.tensor([1, 2, 1]), torch.tensor([0.1, 0.5, 0.3]).double())
-        tensor([1, 2, 0])
-    """
-    by_score = scores.nan_to_num(0.0).argsort(descending=True, stable=True)
-    return by_score[counts[by_score].argsort(descending=True, stable=True)]

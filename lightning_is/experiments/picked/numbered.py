@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lightning_is.data.loader import IndexedLoader
 from lightning_is.experiments.data import Splits, TensorDataModule, TensorSet
 
 _HOOK = "on_after_batch_transfer"
@@ -58,7 +59,8 @@ class NumberedData(TensorDataModule):
 
     Args:
         data: The module.
-        heard: Is told the positions of every training batch that arrives.
+        heard: Is told the positions of every training batch that arrives from the
+            loader; not of those that are only scored afresh, between two steps.
 
     Raises:
         TypeError: If the training examples do not lie in memory.
@@ -105,9 +107,19 @@ class NumberedData(TensorDataModule):
         owner = self.data if own else self.trainer.lightning_module
         if not isinstance(batch, NumberedBatch):
             return owner.on_after_batch_transfer(batch, dataloader_idx)
-        self.heard(batch.places)
+        if self._is_loaded(batch):
+            self.heard(batch.places)
         x, y = owner.on_after_batch_transfer((batch.x, batch.y), dataloader_idx)
         return NumberedBatch(x, y, batch.places)
+
+    def _is_loaded(self, batch: NumberedBatch) -> bool:
+        """Whether a batch is the one that the loader yielded last."""
+        assert self.trainer is not None  # noqa: S101  as above
+        loader = self.trainer.train_dataloader
+        if not isinstance(loader, IndexedLoader):
+            return True  # without a source nothing is scored afresh
+        arrived = loader.arrived
+        return arrived is not None and torch.equal(arrived[0], batch.places.cpu())
 
 
 def numbered(data: Any) -> NumberedSet:

@@ -10,11 +10,13 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from lightning_is.experiments.data import TensorSet
-from lightning_is.experiments.picked.counting import PickCounter, by_count, top_share
+from lightning_is.experiments.picked.counting import PickCounter
+from lightning_is.experiments.picked.ranking import ends, top_share
+from lightning_is.experiments.report import blank_figure
 
 if TYPE_CHECKING:  # half a second to import, and needed only once the run is over
     from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
+    from matplotlib.figure import Figure, SubFigure
 
 ROWS, COLUMNS = 4, 6  # of images, on each side
 BARS = 60  # of the histogram, at most
@@ -25,11 +27,12 @@ LINE, EVEN = "#20639b", "#8a8a8a"
 def draw(
     counter: PickCounter,
     data: TensorSet,
+    *,
     names: Sequence[str] | None,
     title: str,
     path: Path,
 ) -> None:
-    """Draw images with their labels and counts, the counts of all, and their shares.
+    """Write the picture that `figure_of` makes.
 
     Args:
         counter: Has the counts.
@@ -38,43 +41,53 @@ def draw(
         title: Says which run it was.
         path: Where the picture goes; its suffix chooses the format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 7.6), layout="constrained")
-    FigureCanvasAgg(figure)  # a file, whatever display the machine has or lacks
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.75, 1))[:, 0]
-    order = by_count(counter.trained, counter.scores)
-    shown = min(ROWS * COLUMNS, len(order) // 2)
-    sides = {"most": order[:shown], "least": order.flip(0)[:shown]}
-    for part, (which, places) in zip(
-        upper.subfigures(1, 2, wspace=0.04).ravel(), sides.items(), strict=True
-    ):
-        part.suptitle(f"trained on {which} often: label, times", fontsize="medium")
-        _draw_images(part, data, places, counter.trained[places], names)
-    counts, shares = lower.subplots(1, 2)
-    _draw_counts(counts, counter.trained)
-    _draw_shares(shares, counter.trained)
+    figure = figure_of(counter, data, names=names)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
 
+def figure_of(
+    counter: PickCounter, data: TensorSet, *, names: Sequence[str] | None
+) -> "Figure":
+    """Draw images with their labels and counts, the counts of all, and their shares.
+
+    Those trained on most often are on the left, those least often on the right, both
+    of the images that were loaded.
+
+    Args:
+        counter: Has the counts.
+        data: The training images, as they are stored.
+        names: Of the classes, as many as there are; their numbers if missing.
+    """
+    figure = blank_figure((11.0, 7.6))
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.75, 1))[:, 0]
+    loaded, trained = counter.loaded, counter.trained
+    sides = ends(trained, counter.scores, loaded=loaded, at_most=ROWS * COLUMNS)
+    parts = upper.subfigures(1, 2, wspace=0.04).ravel()
+    for part, which, places in zip(parts, ("most", "least"), sides, strict=True):
+        part.suptitle(f"trained on {which} often: label, times", fontsize="medium")
+        labels = data.y[places].tolist()
+        shown = labels if names is None else [names[label] for label in labels]
+        rows = zip(shown, trained[places].tolist(), strict=True)
+        titles = [f"{label}, {count}\u00d7" for label, count in rows]
+        _draw_images(part, as_pictures(data.x[places], data.x), titles)
+    counts, shares = lower.subplots(1, 2)
+    _draw_counts(counts, trained[loaded > 0])
+    _draw_shares(shares, trained)
+    return figure
+
+
 def _draw_images(
     figure: "SubFigure",
-    data: TensorSet,
-    places: Int64[Tensor, " k"],
-    counts: Int64[Tensor, " k"],
-    names: Sequence[str] | None,
+    pictures: Float[np.ndarray, "k H W ..."],
+    titles: Sequence[str],
 ) -> None:
     axes = figure.subplots(ROWS, COLUMNS).ravel()
-    pictures = as_pictures(data.x[places], data.x)
     for axis in axes:
         axis.set_axis_off()
-    rows = zip(axes, pictures, data.y[places].tolist(), counts.tolist(), strict=False)
-    for axis, picture, label, count in rows:
-        name = label if names is None else names[label]
+    for axis, picture, title in zip(axes, pictures, titles, strict=False):
         axis.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(f"{name}, {count}\u00d7", fontsize=8, pad=2)
+        axis.set_title(title, fontsize=8, pad=2)
 
 
 def as_pictures(
@@ -100,8 +113,8 @@ def _draw_counts(axis: "Axes", counts: Int64[Tensor, " N"]) -> None:
     axis.axvline(float(counts.double().mean()), color=EVEN, linestyle="--")
     axis.set_xlabel("times trained on")
     axis.set_ylim(bottom=0.8)
-    axis.set_ylabel("examples")
-    _dress(axis, "dashed: the mean, where uniform sampling has them all")
+    axis.set_ylabel("examples that were loaded")
+    _dress(axis, "dashed: the mean, where whole epochs have them all")
 
 
 def _draw_shares(axis: "Axes", counts: Int64[Tensor, " N"]) -> None:
@@ -123,7 +136,7 @@ def _draw_shares(axis: "Axes", counts: Int64[Tensor, " N"]) -> None:
         )
     axis.set_xlabel("examples [%], most often trained on first")
     axis.set_ylabel("of all trainings [%]")
-    _dress(axis, "dashed: uniform sampling")
+    _dress(axis, "dashed: whole epochs (chance alone lies above)")
 
 
 def _dress(axis: "Axes", explanation: str) -> None:

@@ -1,7 +1,5 @@
-"""A run whose picks are counted, and what it leaves behind."""
+"""A run whose picks are counted, from its configuration to its picture."""
 
-import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,32 +9,26 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig
 
 from lightning_is.experiments.data import TensorDataModule
-from lightning_is.experiments.docs import Finding, check_target, publish
-from lightning_is.experiments.picked.counting import (
-    OverheardScorer,
-    PickCounter,
-    by_count,
-    top_share,
-)
+from lightning_is.experiments.docs import check_target, publish
+from lightning_is.experiments.picked.counting import Overheard, PickCounter
 from lightning_is.experiments.picked.numbered import NumberedData
 from lightning_is.experiments.picked.picture import draw
+from lightning_is.experiments.picked.report import (
+    finding,
+    print_finding,
+    summary,
+    write_examples,
+)
+from lightning_is.experiments.report import write_results
 from lightning_is.experiments.train import (
     cpu_threads,
     known_warnings,
+    make_trainer,
     part_results,
     presampled,
+    refuse_saving,
 )
 from lightning_is.scoring import UpperBound
-
-TOPS = {"top_1": 0.01, "top_10": 0.1, "top_25": 0.25}
-COLUMNS = (
-    *("", "examples", "trainings"),
-    *("top 1 % take", "top 10 %", "top 25 %", "never trained on"),
-)
-NOTE = (
-    "Trainings: examples of all steps together. The top 1 % are those trained on most "
-    "often; uniform sampling gives them 1 % of the trainings."
-)
 
 
 @dataclass
@@ -68,38 +60,46 @@ def picked(cfg: DictConfig) -> dict[str, float]:
         the test parts.
 
     Raises:
-        ValueError: If the method picks nothing, or the examples are no images.
+        ValueError: If the method picks nothing, the examples are no images, the names
+            are not one a class, or there are no steps.
     """
+    names = None if cfg.names is None else [str(name) for name in cfg.names]
+    _refuse_names(names, cfg)
     if cfg.publish is not None:
         check_target(cfg.publish)
     with cpu_threads(cfg.threads), known_warnings():
         run = count(cfg)
         tests = part_results(run.trainer, run.model, run.data)
     results = {**summary(run.counter), "steps": float(run.trainer.global_step), **tests}
-    folder = Path(cfg.output_dir)
+    train, folder = run.data.splits.train, Path(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    write_examples(run, folder / "examples.csv")
-    names = None if cfg.names is None else list(cfg.names)
-    draw(run.counter, run.data.splits.train, names, cfg.title, folder / "picked.png")
-    found = finding(results, cfg.title)
+    write_results(results, folder / "results.json")
+    write_examples(run.counter, train.y, folder / "examples.csv")
+    picture, found = folder / "picked.png", finding(results, cfg.title)
+    draw(run.counter, train, names=names, title=cfg.title, path=picture)
     print_finding(found, folder)
     if cfg.publish is not None:
-        publish(cfg.publish, finding(results, cfg.title), figure=folder / "picked.png")
+        publish(cfg.publish, found, figure=picture)
     return results
 
 
 def count(cfg: DictConfig) -> Run:
-    """Train as ``scripts/train.py`` does, to the last bit but for clocks, and count.
+    """Train as ``scripts/train.py`` does with the same settings, and count.
+
+    To the last bit, but for clocks. ``trainer.limit_val_batches`` is one of these
+    settings: each validation takes a number off the stream that also shuffles the
+    training set.
 
     Raises:
-        ValueError: If the method picks nothing, or the examples are no images.
+        ValueError: If the method picks nothing, the examples are no images, or there
+            are no steps.
     """
     if cfg.method.callback is None:
         raise ValueError(
             "Picks are counted of a method that picks, got one without a callback. "
             "Choose method=trim or method=two_stage, say."
         )
+    refuse_saving(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     data: TensorDataModule = instantiate(cfg.data)
     model: LightningModule = instantiate(cfg.classifier, _convert_="all")
@@ -110,17 +110,15 @@ def count(cfg: DictConfig) -> Run:
             "The picture shows images, got examples of shape "
             f"{tuple(train.x.shape[1:])}. Choose data=digits, mnist or cifar10, say."
         )
-    scorer = OverheardScorer(own_scorer(cfg))
+    scorer = own_scorer(cfg)
+    counter = PickCounter(len(train), Overheard(scorer))
     sampling: Callback = instantiate(cfg.method.callback, _partial_=True)(
         scorer=scorer, report=False
     )
-    counter = PickCounter(len(train), scorer)
-    others = [instantiate(one) for one in (cfg.callbacks or {}).values() if one]
-    trainer: Trainer = instantiate(
-        cfg.trainer, callbacks=[sampling, *others, counter], logger=False
-    )
-    numbered = NumberedData(data, counter.hear)
-    trainer.fit(model, datamodule=presampled(cfg, numbered))
+    trainer = make_trainer(cfg, counter, sampling=sampling)
+    numbered = presampled(cfg, NumberedData(data, counter.hear))
+    trainer.fit(model, datamodule=numbered, ckpt_path=cfg.ckpt_path)
+    _refuse_nothing(counter)
     return Run(counter, trainer, model, data)
 
 
@@ -130,57 +128,19 @@ def own_scorer(cfg: DictConfig) -> Any:
     return UpperBound() if given is None else instantiate(given)
 
 
-def summary(counter: PickCounter) -> dict[str, float]:
-    """Sum up the counts."""
-    trained = counter.trained
-    return {
-        "examples": float(len(trained)),
-        "loaded": float(counter.loaded.sum()),
-        "trained": float(trained.sum()),
-        "drawn": float(counter.drawn.sum()),
-        "most": float(trained.max()),
-        "least": float(trained.min()),
-        "never": float((trained == 0).double().mean()),
-        **{name: top_share(trained, share) for name, share in TOPS.items()},
-    }
+def _refuse_names(names: list[str] | None, cfg: DictConfig) -> None:
+    """Refuse names that are not one for every class, before a long run."""
+    if names is not None and len(names) != cfg.inputs.classes:
+        raise ValueError(
+            f"`names` must name every class, {cfg.inputs.classes} in all, got "
+            f"{len(names)}. List them in the order of their numbers, or drop it."
+        )
 
 
-def write_examples(run: Run, path: Path) -> None:
-    """Write one line an example, those trained on most often first."""
-    counter, labels = run.counter, run.data.splits.train.y
-    scores = counter.scores
-    columns = ("example", "label", "loaded", "trained", "drawn", "per_load", "score")
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(columns)
-        for place in by_count(counter.trained, scores).tolist():
-            loaded, trained, drawn = (
-                int(counts[place])
-                for counts in (counter.loaded, counter.trained, counter.drawn)
-            )
-            per_load = f"{trained / loaded:.4g}" if loaded else ""
-            score = f"{float(scores[place]):.4g}" if counter.scored[place] else ""
-            label = int(labels[place])
-            table.writerow([place, label, loaded, trained, drawn, per_load, score])
-
-
-def finding(results: dict[str, float], title: str) -> Finding:
-    """Return the row that documents show."""
-    tops = [f"{results[name]:.1%}" for name in TOPS]
-    counts = [f"{results[name]:,.0f}" for name in ("examples", "trained")]
-    row = [title, *counts, *tops, f"{results['never']:.1%}"]
-    plain = {name.replace("/", "_"): value for name, value in results.items()}
-    return Finding(title, COLUMNS, [row], NOTE, plain)
-
-
-def print_finding(found: Finding, folder: Path) -> None:
-    """Print the row, and where the rest is."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=str(folder), caption=NOTE)
-    for number, heading in enumerate(COLUMNS):
-        table.add_column(heading, justify="right" if number else "left")
-    for row in found.rows:
-        table.add_row(*row)
-    Console().print(table)
+def _refuse_nothing(counter: PickCounter) -> None:
+    """Refuse a run without steps, which the Trainer passes in silence."""
+    if not counter.trained.any():
+        raise ValueError(
+            "A run that is counted needs steps to make, got none. Raise "
+            "`trainer.max_epochs` or `trainer.max_steps`."
+        )

@@ -14,6 +14,7 @@ from lightning_is.sampling.numerics import precise
 def expected_square(
     plan: ImportancePlan,
     scores: Float[Tensor, " B"],
+    *,
     norms: Float[Tensor, " B"],
     whole: float,
     batch_size: int,
@@ -45,8 +46,8 @@ def expected_square(
 
     Example:
         >>> from lightning_is.sampling import Uniform, multinomial
-        >>> plan, norms = ImportancePlan(Uniform(), multinomial), torch.ones(2)
-        >>> expected_square(plan, norms, norms, whole=0.0, batch_size=1)  # 1 and -1
+        >>> plan, norms = ImportancePlan(Uniform(), multinomial), torch.ones(2)  # 1, -1
+        >>> expected_square(plan, norms, norms=norms, whole=0.0, batch_size=1)
         1.0
     """
     size, selection = len(norms), plan.selection

@@ -1,12 +1,13 @@
 """What is measured: how many are drawn, how often, by which probabilities."""
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from lightning_is.sampling import Distribution, Proportional
 from lightning_is.scoring.gradient_norm import Method
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Design:
     """What is measured.
 
@@ -18,7 +19,7 @@ class Design:
         norms: How gradient norms are computed, as `GradientNorm` says.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or the norms are of no known kind.
     """
 
     batch_size: int = 128
@@ -35,3 +36,8 @@ class Design:
                     f"`{name}` of a measurement must be at least {least}, got {got}. "
                     "The paper draws 128 examples, 10 times."
                 )
+        if self.norms not in get_args(Method):
+            raise ValueError(
+                f"`norms` must be one of {', '.join(get_args(Method))}, got "
+                f"{self.norms}. vmap is faster, and loop takes any step."
+            )

@@ -5,13 +5,13 @@ from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_is.experiments.report import blank_figure
 from lightning_is.experiments.variance.draws import ORACLE, SCORES, SELECTIONS, UNIFORM
 from lightning_is.experiments.variance.record import Measurement
 
 if TYPE_CHECKING:  # half a second to import, and needed only once the run is over
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
 
 # Paul Tol's muted colours, told apart by anyone; black is the baseline's.
 LOOKS = {
@@ -29,7 +29,9 @@ FAINT = 1e-6  # of the largest probability: the least that a figure shows
 APART = 0.05  # between the lines of a panel, in the logarithm of the step
 
 
-def draw_variance(measurements: Sequence[Measurement], title: str, path: Path) -> None:
+def draw_variance(
+    measurements: Sequence[Measurement], *, title: str, path: Path
+) -> None:
     """Draw the variance of each kind of draw against the step: Figure 1.
 
     Args:
@@ -37,14 +39,14 @@ def draw_variance(measurements: Sequence[Measurement], title: str, path: Path) -
         title: Says what was drawn from what.
         path: Where the picture goes; its suffix chooses the format.
     """
-    figure = _empty((10.0, 4.6))
+    figure = blank_figure((10.0, 4.6))
     panels = figure.subplots(1, len(SELECTIONS), squeeze=False)[0]
     for axis, selection in zip(panels, SELECTIONS, strict=True):
         for place, score in enumerate(LOOKS):
             # Side by side, or whiskers would hide one another.
             shift = exp((place - 1.5) * APART)
-            _draw_line(axis, score, selection, measurements, shift)
-        _dress_variance(axis, selection, measurements)
+            _draw_line(axis, measurements, score=score, of=selection, shift=shift)
+        _dress_variance(axis, measurements, selection)
     panels[0].set_ylabel("variance of the gradient / uniform")
     panels[0].plot([], [], color="grey", marker="_", linestyle="", label=EXPECTED)
     figure.legend(
@@ -60,14 +62,15 @@ def draw_variance(measurements: Sequence[Measurement], title: str, path: Path) -
 
 def _draw_line(
     axis: "Axes",
-    score: str,
-    selection: str,
     measurements: Sequence[Measurement],
+    *,
+    score: str,
+    of: str,
     shift: float,
 ) -> None:
     colour, dashes, marker = LOOKS[score]
     steps = [shift * found.step for found in measurements]
-    ratios = [found.variance(selection, score) for found in measurements]
+    ratios = [found.variance(of, score) for found in measurements]
     means = [ratio.mean for ratio in ratios]
     below = [ratio.mean - ratio.low for ratio in ratios]
     above = [ratio.high - ratio.mean for ratio in ratios]
@@ -80,20 +83,19 @@ def _draw_line(
         elinewidth=0.8,
         label=score.replace("_", " "),
     )
-    if score != UNIFORM:
-        expected = [found.expected(selection, score) for found in measurements]
-        axis.plot(
-            *(steps, expected),
-            color=colour,
-            linestyle="",
-            marker="_",
-            markersize=11,
-            markeredgewidth=1.8,
-        )
+    expected = [found.expected(of, score) for found in measurements]
+    axis.plot(
+        *(steps, expected),
+        color=colour,
+        linestyle="",
+        marker="_",
+        markersize=11,
+        markeredgewidth=1.8,
+    )
 
 
 def _dress_variance(
-    axis: "Axes", selection: str, measurements: Sequence[Measurement]
+    axis: "Axes", measurements: Sequence[Measurement], selection: str
 ) -> None:
     steps = [found.step for found in measurements]
     if min(steps) > 0:
@@ -121,7 +123,7 @@ def _write_ticks(axis: "Axis", limits: tuple[float, float]) -> None:
 
 
 def draw_probabilities(
-    measurements: Sequence[Measurement], title: str, path: Path
+    measurements: Sequence[Measurement], *, title: str, path: Path
 ) -> None:
     """Draw probabilities against those by the gradient norm: Figure 2.
 
@@ -137,7 +139,7 @@ def draw_probabilities(
     last = len(measurements) - 1
     shown = [measurements[place] for place in sorted({0, (last + 1) // 2, last})]
     names = [name for name in SCORES if name != ORACLE]
-    figure = _empty((3.4 * len(shown) + 0.6, 3.3 * len(names)))
+    figure = blank_figure((3.4 * len(shown) + 0.6, 3.3 * len(names)))
     panels = figure.subplots(len(names), len(shown), squeeze=False)
     for name, row in zip(names, panels, strict=True):
         for found, axis in zip(shown, row, strict=True):
@@ -178,12 +180,3 @@ def _scatter(axis: "Axes", found: Measurement, name: str) -> None:
     axis.grid(visible=True, alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(loc="lower right", frameon=False, fontsize="small", handletextpad=0.1)
-
-
-def _empty(size: tuple[float, float]) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)  # a file, whatever display the machine has or lacks
-    return figure

@@ -3,7 +3,8 @@
 Shapes: ``B`` examples, ``b`` of which are drawn, ``P`` parameters.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, final
 
@@ -22,23 +23,24 @@ from lightning_is.experiments.variance.draws import (
     arms,
     scorers,
 )
+from lightning_is.experiments.variance.preconditions import (
+    plain_settings,
+    refuse_trainer,
+)
 from lightning_is.experiments.variance.record import Measurement, Row
 from lightning_is.fidelity import Checks
 from lightning_is.inspection import Inspector
 from lightning_is.monitor import Stopwatch
 from lightning_is.runner import StepRunner
-from lightning_is.sampling import ImportancePlan, check_scores, tau
+from lightning_is.sampling import check_scores, tau
 from lightning_is.sampling.numerics import precise
 from lightning_is.sampling.randomness import draw_generator
-from lightning_is.scoring import HeadTap, Scored, Scorer, UpperBound
+from lightning_is.scoring import HeadTap, Scored, Scorer
 from lightning_is.scoring.upper_bound import refuse_silence
 from lightning_is.scoring_pass import ScoringPass
-from lightning_is.settings import Settings
 
 Tell = Callable[[str], None]
 """Is told what is being measured."""
-
-_PRECISE = ("32-true", "64-true")
 
 
 @final
@@ -65,12 +67,17 @@ class Measurer:
     """
 
     def __init__(
-        self, trainer: Trainer, module: LightningModule, batch: Any, design: Design
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        *,
+        batch: Any,
+        design: Design,
     ) -> None:
-        _refuse_trainer(trainer)
+        refuse_trainer(trainer)
         host.refuse_unsupported(trainer, module)
         self._trainer, self._batch, self._design = trainer, batch, design
-        self._settings = _settings(UpperBound(), design.batch_size)
+        self._settings = plain_settings(design.batch_size)
         self._examples = self._settings.count(batch)
         self._runner = StepRunner(trainer, module, self._settings)
         self.device = self._runner.device
@@ -96,6 +103,17 @@ class Measurer:
             )
         return tap
 
+    def rehearse(self) -> None:
+        """Score two examples in every way, and keep nothing of it.
+
+        A step that gradient norms cannot be taken of shows here, before a long run.
+        """
+        few = min(2, self._examples)
+        some = self._settings.take(self._batch, torch.arange(few, device=self.device))
+        with self._watching():
+            for scorer in scorers(self._design.norms).values():
+                self._scored(scorer, some, few)
+
     def measure(self, step: int, tell: Tell = lambda _: None) -> Measurement:
         """Draw by every score and selection, and compare with the whole gradient.
 
@@ -103,9 +121,14 @@ class Measurer:
             step: Optimizer steps so far; draws depend on it and the seed alone.
             tell: Is told what is being done.
         """
+        with self._watching():
+            return self._measured(step, tell)
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
         self._tap.attach()
         try:
-            return self._measured(step, tell)
+            yield
         finally:
             self._tap.detach()
 
@@ -113,7 +136,7 @@ class Measurer:
         scored = {}
         for name, scorer in scorers(self._design.norms).items():
             tell(f"scoring by {name}")
-            scored[name] = self._scored(scorer)
+            scored[name] = self._scored(scorer, self._batch, self._examples)
         scores = {name: found.scores for name, found in scored.items()}
         chances = {name: self._design.distribution(s) for name, s in scores.items()}
         tell("gradient of all")
@@ -137,12 +160,15 @@ class Measurer:
             tell(f"{arm.selection} draws by {arm.score}")
             by, first = scores[arm.score], step * len(self._arms) + number
             squares = self._squares(arm, by, whole, first * self._design.repeats)
-            given = arm.plan, by, norms, norm, self._design.batch_size
-            rows.append(Row(arm.selection, arm.score, squares, expected_square(*given)))
+            size = self._design.batch_size
+            expected = expected_square(
+                arm.plan, by, norms=norms, whole=norm, batch_size=size
+            )
+            rows.append(Row(arm.selection, arm.score, squares, expected))
         return tuple(rows)
 
-    def _scored(self, scorer: Scorer) -> Scored:
-        """Score the examples as the callback would, in parts of ``b``.
+    def _scored(self, scorer: Scorer, batch: Any, examples: int) -> Scored:
+        """Score examples as the callback would, in parts of ``b``.
 
         Raises:
             ValueError: If a score is NaN, infinite or negative.
@@ -150,9 +176,7 @@ class Measurer:
         settings = replace(self._settings, scorer=scorer)
         watch = Stopwatch(self.device)
         scoring = ScoringPass(self._trainer, settings, self._runner, Checks(), watch)
-        found = scoring.run(
-            self._tap, self._batch, self._examples, update_statistics=False
-        )
+        found = scoring.run(self._tap, batch, examples, update_statistics=False)
         if found is None:
             raise RuntimeError(
                 "Measuring gradients needs the loss of every batch, got None from "
@@ -197,39 +221,3 @@ class Measurer:
                 loss, self._parameters, allow_unused=True, materialize_grads=True
             )
         return precise(torch.cat([gradient.reshape(-1) for gradient in found]))
-
-
-def _settings(scorer: Scorer, batch_size: int) -> Settings:
-    """Return the settings of a callback that draws so many and is otherwise plain."""
-    return Settings(
-        batch_size=batch_size,
-        scorer=scorer,
-        plan=ImportancePlan(),
-        when_closed="all",
-        head=None,
-        per_sample_loss=None,
-        index_fn=None,
-        score_mode="eval",
-        scale_factor=1.0,
-        bad_scores="raise",
-        score_chunk_size=batch_size,
-    )
-
-
-def _refuse_trainer(trainer: Trainer) -> None:
-    """Refuse several processes, and numbers too coarse to tell gradients apart.
-
-    Raises:
-        RuntimeError: If the Trainer has them.
-    """
-    if trainer.world_size > 1:
-        raise RuntimeError(
-            "Draws are measured in one process, got a Trainer with "
-            f"{trainer.world_size}. Use `trainer.devices=1`."
-        )
-    if trainer.precision not in _PRECISE:
-        raise RuntimeError(
-            "Differences of gradients are measured in full precision, got "
-            f"`{trainer.precision}`, whose rounding they may drown in. Use "
-            "`trainer.precision=32-true`."
-        )

@@ -15,6 +15,9 @@ from lightning_is.scoring.context import random_states_kept
 Show = Callable[[int, int, str], None]
 """Is told the step, of how many, and what is being done."""
 
+Keep = Callable[[list[Measurement]], None]
+"""Is given all that was measured so far."""
+
 
 @final
 class VarianceObserver(Callback):
@@ -29,13 +32,15 @@ class VarianceObserver(Callback):
         points: Measurements where ``steps`` is None: evenly spaced on a logarithmic
             scale, as `spaced` says.
         show: Is told how far the fit is.
+        keep: Is called after each measurement: a fit that fails later loses none.
 
     Attributes:
         measurements: What was found, in order.
 
     Raises:
-        ValueError: At the start of the fit, if a step is out of its range, or its
-            length is not known and no steps are given.
+        ValueError: At the start of the fit, if a step lies before it (which may begin
+            at a checkpoint) or beyond it, or it has no end.
+        RuntimeError: Then, if the step cannot be measured; so says `Measurer`.
     """
 
     def __init__(
@@ -46,9 +51,11 @@ class VarianceObserver(Callback):
         steps: Sequence[int] | None = None,
         points: int = 8,
         show: Show = lambda *_: None,
+        keep: Keep = lambda _: None,
     ) -> None:
         self._batch, self._design = batch, design
-        self._steps, self._points, self._show = steps, points, show
+        self._steps, self._points = steps, points
+        self._show, self._keep = show, keep
         self._due: set[int] = set()
         self._total = 0
         self._measurer: Measurer | None = None
@@ -66,11 +73,14 @@ class VarianceObserver(Callback):
         steps = self._steps
         if steps is None:
             steps = spaced(self._total, self._points)
-        self._due = _checked(steps, self._total)
+        self._due = _checked(steps, first=trainer.global_step, last=self._total)
         with random_states_kept(pl_module.device):  # augmentation may draw
             batch = host.before_transfer(trainer, self._batch)
             batch = trainer.strategy.batch_to_device(batch)
-            self._measurer = Measurer(trainer, pl_module, batch, self._design)
+            self._measurer = Measurer(
+                trainer, pl_module, batch=batch, design=self._design
+            )
+            self._measurer.rehearse()
         self._look(trainer)
 
     @override
@@ -105,6 +115,7 @@ class VarianceObserver(Callback):
                     step, lambda what: self._show(step, self._total, what)
                 )
             )
+        self._keep(self.measurements)
 
 
 def spaced(total: int, points: int) -> list[int]:
@@ -133,11 +144,13 @@ def spaced(total: int, points: int) -> list[int]:
     return sorted({max(round(total * share), 1) for share in shares})
 
 
-def _checked(steps: Sequence[int], total: int) -> set[int]:
-    outside = [step for step in steps if not 0 <= step <= total]
+def _checked(steps: Sequence[int], *, first: int, last: int) -> set[int]:
+    """Refuse steps that the run does not come to; it may begin at a checkpoint."""
+    outside = [step for step in steps if not first <= step <= last]
     if outside:
         raise ValueError(
-            f"Steps to measure after must lie in [0, {total}], the length of the run, "
-            f"got {outside}. Leave `steps` out to have them chosen, or train longer."
+            f"Steps to measure after must lie in [{first}, {last}], from the start of "
+            f"the run, or its checkpoint, to its end, got {outside}. Give `steps` that "
+            "do, or train longer."
         )
     return set(steps)

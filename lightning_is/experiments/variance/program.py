@@ -1,37 +1,51 @@
 """A measured run, from its configuration to its figures."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from math import isfinite
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from hydra.utils import instantiate
 from jaxtyping import Int
 from lightning import LightningModule, Trainer, seed_everything
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from lightning_is.experiments.data import TensorDataModule
-from lightning_is.experiments.docs import check_target, publish
-from lightning_is.experiments.train import cpu_threads, known_warnings, part_results
-from lightning_is.experiments.variance.design import Design
-from lightning_is.experiments.variance.figures import draw_probabilities, draw_variance
-from lightning_is.experiments.variance.observer import Show, VarianceObserver
-from lightning_is.experiments.variance.published import finding
-from lightning_is.experiments.variance.record import Measurement, pooled_errors
-from lightning_is.experiments.variance.tables import (
-    note,
-    print_table,
-    write_markdown,
-    write_probabilities,
-    write_variances,
+from lightning_is.experiments.docs import check_target
+from lightning_is.experiments.train import (
+    cpu_threads,
+    known_warnings,
+    make_trainer,
+    part_results,
+    refuse_saving,
 )
+from lightning_is.experiments.variance.design import Design
+from lightning_is.experiments.variance.files import Files
+from lightning_is.experiments.variance.observer import Show, VarianceObserver
+from lightning_is.experiments.variance.record import Measurement
 from lightning_is.sampling.randomness import draw_generator
 
 _ITS_OWN = 1  # rank of the generator that picks the examples: no draw has it
+
+
+@dataclass
+class Run:
+    """A run that was measured.
+
+    Args:
+        measurements: What was found, in order.
+        trainer: Ran it.
+        model: Was trained.
+        data: It was trained on.
+        files: Have what was found; the figures are to come.
+    """
+
+    measurements: list[Measurement]
+    trainer: Trainer
+    model: LightningModule
+    data: TensorDataModule
+    files: Files
 
 
 def measure_variance(cfg: DictConfig) -> list[Measurement]:
@@ -46,47 +60,54 @@ def measure_variance(cfg: DictConfig) -> list[Measurement]:
     Raises:
         ValueError: If a setting makes no sense.
     """
-    _refuse_sampling(cfg)
     if cfg.publish is not None:
         check_target(cfg.publish)  # before a long run
-    made = instantiate(cfg.distribution)
-    design = Design(cfg.drawn, cfg.repeats, made, cfg.seed, cfg.norms)
+    with cpu_threads(cfg.threads), known_warnings():
+        run = observe(cfg)
+        tests = part_results(run.trainer, run.model, run.data)
+    run.files.finish(run.measurements, tests)
+    return run.measurements
+
+
+def observe(cfg: DictConfig) -> Run:
+    """Train as ``scripts/train.py`` does with the same settings, and measure.
+
+    To the last bit. ``trainer.limit_val_batches`` is one of these settings. Numbers are
+    written after each measurement.
+
+    Raises:
+        ValueError: If a setting makes no sense.
+    """
+    _refuse_sampling(cfg)
+    refuse_saving(cfg)
+    design = Design(
+        batch_size=cfg.drawn,
+        repeats=cfg.repeats,
+        distribution=instantiate(cfg.distribution),
+        seed=cfg.seed,
+        norms=cfg.norms,
+    )
     seed_everything(cfg.seed, workers=True, verbose=False)
     data: TensorDataModule = instantiate(cfg.data)
-    rows = chosen(len(data.splits.train), cfg.presample_size, design)
     model: LightningModule = instantiate(cfg.classifier, _convert_="all")
-    with cpu_threads(cfg.threads), known_warnings():
-        with progress() as show:
-            observer = VarianceObserver(
-                data.splits.train.__getitems__(rows.tolist()),
-                design,
-                steps=None if cfg.steps is None else list(cfg.steps),
-                points=cfg.points,
-                show=show,
-            )
-            trainer = make_trainer(cfg, observer)
-            trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path)
-        _refuse_nothing(observer)
-        tests = part_results(trainer, model, data)
-    leave_behind(observer.measurements, rows, tests, cfg)
-    return observer.measurements
+    train = data.splits.train
+    files = Files(cfg, chosen(len(train), cfg.presample_size, design=design))
+    with progress() as show:
+        observer = VarianceObserver(
+            train.__getitems__(files.rows.tolist()),
+            design,
+            steps=None if cfg.steps is None else list(cfg.steps),
+            points=cfg.points,
+            show=show,
+            keep=files.write,
+        )
+        trainer = make_trainer(cfg, observer)
+        trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path)
+    _refuse_nothing(observer)
+    return Run(observer.measurements, trainer, model, data, files)
 
 
-def make_trainer(cfg: DictConfig, observer: VarianceObserver) -> Trainer:
-    """Build the trainer with the callbacks of the configuration, then the observer."""
-    callbacks = [
-        instantiate(callback)
-        for callback in (cfg.callbacks or {}).values()
-        if callback is not None
-    ]
-    loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
-    trainer: Trainer = instantiate(
-        cfg.trainer, callbacks=[*callbacks, observer], logger=loggers or False
-    )
-    return trainer
-
-
-def chosen(there_are: int, wanted: int, design: Design) -> Int[Tensor, " B"]:
+def chosen(there_are: int, wanted: int, *, design: Design) -> Int[Tensor, " B"]:
     """Choose the examples that all draws are made from, uniformly, by the seed.
 
     Args:
@@ -98,7 +119,7 @@ def chosen(there_are: int, wanted: int, design: Design) -> Int[Tensor, " B"]:
         ValueError: If so many are not there, or no more than are drawn.
 
     Example:
-        >>> chosen(10, 3, Design(batch_size=2)).shape
+        >>> chosen(10, 3, design=Design(batch_size=2)).shape
         torch.Size([3])
     """
     if not design.batch_size < wanted <= there_are:
@@ -160,43 +181,3 @@ def progress() -> Iterator[Show]:
             bar.update(task, completed=step, total=total, description=what)
 
         yield show
-
-
-def leave_behind(
-    measurements: Sequence[Measurement],
-    rows: Int[Tensor, " B"],
-    tests: dict[str, float],
-    cfg: DictConfig,
-) -> None:
-    """Print the table; write numbers and figures into the folder of the run."""
-    folder = Path(cfg.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    title = f"{cfg.title}: {cfg.drawn} drawn of {cfg.presample_size}"
-    explained = note(cfg.drawn, cfg.presample_size, cfg.repeats)
-    results = {
-        "title": title,
-        "settings": OmegaConf.to_container(cfg, resolve=True),
-        "at_the_end": tests,
-        "squared_errors": pooled_errors(measurements),
-        "measurements": [found.plain() for found in measurements],
-    }
-    text = json.dumps(_finite(results), indent=1)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
-    write_markdown(measurements, title, explained, folder / "table.md")
-    write_variances(measurements, folder / "variance.csv")
-    write_probabilities(measurements, rows, folder / "probabilities.csv")
-    draw_variance(measurements, title, folder / "variance.png")
-    draw_probabilities(measurements, title, folder / "probabilities.png")
-    print_table(measurements, f"{title}\n{folder}", explained)
-    if cfg.publish is not None:
-        found = finding(measurements, title, explained)
-        publish(cfg.publish, found, figure=folder / "variance.png")
-
-
-def _finite(value: Any) -> Any:
-    """Turn what does not exist (NaN) into null, which JSON knows."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

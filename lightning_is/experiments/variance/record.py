@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import fsum, nan
 from statistics import fmean
 from typing import Any
 
@@ -49,15 +49,14 @@ class Ratio:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float], uniform: Sequence[float]) -> "Ratio":
-        """Divide by the mean of the uniform draws.
+    def of(cls, values: Sequence[float], unit: float) -> "Ratio":
+        """Divide by what uniform draws have; without variance they have about 0.
 
         Example:
-            >>> Ratio.of([1.0, 3.0], uniform=[4.0, 4.0])
+            >>> Ratio.of([1.0, 3.0], unit=4.0)
             Ratio(mean=0.5, low=0.25, high=0.75)
         """
-        unit = fmean(uniform)
-        if unit == 0:
+        if unit <= 0:
             return cls(nan, nan, nan)
         return cls(fmean(values) / unit, min(values) / unit, max(values) / unit)
 
@@ -89,20 +88,27 @@ class Measurement:
         )
 
     def variance(self, selection: str, score: str) -> Ratio:
-        """Return the variance of a draw in that of the uniform one of its kind."""
-        row, uniform = self.row(selection, score), self.row(selection, UNIFORM)
-        return Ratio.of(row.squares, uniform.squares)
+        """Return the variance of a draw in that of the uniform one of its kind.
+
+        The latter is exact: a mean of few draws would move all ratios together.
+        """
+        return Ratio.of(self.row(selection, score).squares, self._unit(selection))
 
     def distance(self, selection: str, score: str) -> Ratio:
-        """Return the mean distance likewise: the paper's measure."""
+        """Return the mean distance in that of uniform draws: the paper's measure."""
         row, uniform = self.row(selection, score), self.row(selection, UNIFORM)
-        return Ratio.of(row.distances, uniform.distances)
+        return Ratio.of(row.distances, fmean(uniform.distances))
 
     def expected(self, selection: str, score: str) -> float:
-        """Return the variance likewise in closed form; NaN where there is none."""
-        one = self.row(selection, score).expected
-        uniform = self.row(selection, UNIFORM).expected
-        return nan if one is None or not uniform else one / uniform
+        """Return the variance likewise, on average; NaN without a closed form."""
+        one, unit = self.row(selection, score).expected, self._unit(selection)
+        return nan if one is None or unit <= 0 else one / unit
+
+    def _unit(self, selection: str) -> float:
+        """Return the variance of the uniform draw of a kind, which is known exactly."""
+        found = self.row(selection, UNIFORM).expected
+        assert found is not None  # noqa: S101  `expected_square` has these two
+        return found
 
     @property
     def errors(self) -> dict[str, float]:
@@ -129,6 +135,7 @@ class Measurement:
                     "distance": vars(self.distance(row.selection, row.score)),
                     "expected_variance": self.expected(row.selection, row.score),
                     "squared_distances": list(row.squares),
+                    "expected_squared_distance": row.expected,
                 }
                 for row in self.rows
             ],
@@ -137,4 +144,9 @@ class Measurement:
 
 def pooled_errors(measurements: Sequence[Measurement]) -> dict[str, float]:
     """Add the squared errors of all measurements up."""
-    return {name: sum(found.errors[name] for found in measurements) for name in SCORES}
+    return {name: fsum(found.errors[name] for found in measurements) for name in SCORES}
+
+
+def pooled_points(measurements: Sequence[Measurement]) -> int:
+    """Count the probabilities that `pooled_errors` adds up, of each score."""
+    return sum(len(found.probabilities[ORACLE]) for found in measurements)

@@ -9,7 +9,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lightning_is.experiments.variance.draws import ORACLE, SCORES, SELECTIONS, UNIFORM
-from lightning_is.experiments.variance.record import Measurement, Ratio, pooled_errors
+from lightning_is.experiments.variance.record import (
+    Measurement,
+    Ratio,
+    pooled_errors,
+    pooled_points,
+)
 
 COLUMNS = (
     "steps",
@@ -72,15 +77,16 @@ def ranged(ratio: Ratio) -> str:
     return f"{brief(ratio.mean)} ({brief(ratio.low)}..{brief(ratio.high)})"
 
 
-def note(batch_size: int, examples: int, repeats: int) -> str:
+def note(batch_size: int, examples: int, *, repeats: int) -> str:
     """Say what the columns are."""
     return (
         f"multinomial, systematic: variance of the gradient of {batch_size} drawn of "
-        f"{examples} examples about that of them all, in that of uniform draws, with "
-        f"replacement and without; mean and range of {repeats} draws; expected: the "
-        "former in closed form; distance: mean norm of the difference likewise, the "
-        "paper's measure; loss: mean over the examples, in nats; squared error: of the "
-        "probabilities from those by the gradient norm, summed over the examples"
+        f"{examples} examples about that of them all, in the exact one of uniform "
+        f"draws, with replacement and without; mean and range of {repeats} draws; "
+        "expected: the former in closed form; distance: mean norm of the difference in "
+        "that of the uniform draws made, the paper's measure; loss: mean over the "
+        "examples, in nats; squared error: of the probabilities from those by the "
+        "gradient norm, summed over the examples"
     )
 
 
@@ -89,19 +95,20 @@ def verdict(measurements: Sequence[Measurement]) -> str:
 
     Example:
         >>> verdict([])
-        'Squared errors of all steps together: loss -, upper bound -.'
+        'Squared errors of all steps together, 0 points: loss 0, upper bound 0.'
     """
-    errors = pooled_errors(measurements) if measurements else {}
+    errors, points = pooled_errors(measurements), pooled_points(measurements)
     named = [
-        f"{name.replace('_', ' ')} {brief(errors.get(name, float('nan')))}"
+        f"{name.replace('_', ' ')} {brief(errors[name])}"
         for name in SCORES
         if name != ORACLE
     ]
-    return f"Squared errors of all steps together: {', '.join(named)}."
+    found = ", ".join(named)
+    return f"Squared errors of all steps together, {points:,} points: {found}."
 
 
 def print_table(
-    measurements: Sequence[Measurement], title: str, explained: str
+    measurements: Sequence[Measurement], *, title: str, explained: str
 ) -> None:
     """Print the table."""
     from rich.box import SIMPLE_HEAD
@@ -123,7 +130,7 @@ def print_table(
 
 
 def write_markdown(
-    measurements: Sequence[Measurement], title: str, explained: str, path: Path
+    measurements: Sequence[Measurement], *, title: str, explained: str, path: Path
 ) -> None:
     """Write the table as Markdown."""
     rule = ["---:", "---:", "---", *["---:"] * (len(COLUMNS) - 3)]
@@ -170,7 +177,7 @@ def write_variances(measurements: Sequence[Measurement], path: Path) -> None:
 
 
 def write_probabilities(
-    measurements: Sequence[Measurement], rows: Int[Tensor, " B"], path: Path
+    measurements: Sequence[Measurement], rows: Int[Tensor, " B"], *, path: Path
 ) -> None:
     """Write the points of Figure 2, as CSV.
 
