@@ -61,7 +61,7 @@ def images(monkeypatch):
         return datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
 
     parts = datasets.DatasetDict(train=split(168), test=split(20))
-    monkeypatch.setattr(hub, "fetch", lambda _: parts, raising=True)
+    monkeypatch.setattr(hub, "fetch", lambda *_: parts, raising=True)
 
 
 @pytest.mark.parametrize("method", METHODS)
