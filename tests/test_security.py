@@ -4,9 +4,11 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from lightning_is import ImportanceSamplingCallback
 from lightning_is.data import PassSource
@@ -19,7 +21,13 @@ SOURCES = sorted(
 RUNS_CODE = {"eval", "exec", "compile", "__import__"}  # as plain names
 UNPICKLE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 SHELLS = {"os.system", "os.popen", "subprocess.call", "subprocess.getoutput"}
-DOWNLOADS = {"places.py": ["imports huggingface_hub"]}  # a checkpoint the user named
+DOWNLOADS = {  # checkpoints and sets that the user named
+    "lightning_is/experiments/data/places.py": ["imports huggingface_hub"]
+}
+FETCHERS = {  # by their first argument
+    *("load_dataset", "from_pretrained", "hf_hub_download", "snapshot_download"),
+    *("data_set", "checkpoint_file"),  # our own, around those
+}
 FETCH = {"urllib", "requests", "httpx", "huggingface_hub", "wget", "socket", "ftplib"}
 
 
@@ -57,8 +65,11 @@ def faults(source: str) -> Iterator[str]:
             yield "torch.hub runs what it downloads"
         if name in {"np.load", "numpy.load"} and option(node, "allow_pickle") is True:
             yield "unpickles arrays"
-        if option(node, "trust_remote_code") not in ("absent", False):
+        trusted = option(node, "trust_remote_code")
+        if trusted not in ("absent", False):
             yield "trusts code of others"
+        if name.endswith("from_pretrained") and trusted is not False:
+            yield "asks whether to trust code of others"
 
 
 def test_there_are_sources_to_look_at():
@@ -67,7 +78,7 @@ def test_there_are_sources_to_look_at():
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_module_runs_or_unpickles_what_it_loads(path):
-    allowed = DOWNLOADS.get(path.name, [])
+    allowed = DOWNLOADS.get(path.relative_to(ROOT).as_posix(), [])
     assert list(faults(path.read_text())) == allowed
 
 
@@ -88,6 +99,9 @@ def test_no_module_runs_or_unpickles_what_it_loads(path):
         "os.system('ls')",
         "subprocess.run('ls', shell=True)",
         "load_dataset(path, trust_remote_code=True)",
+        "AutoModel.from_pretrained(path)",
+        "AutoModel.from_pretrained(path, trust_remote_code=None)",
+        "AutoModel.from_pretrained(path, trust_remote_code=flag)",
     ],
 )
 def test_such_a_line_would_be_noticed(line):
@@ -102,31 +116,65 @@ def test_such_a_line_would_be_noticed(line):
         "np.load(path)",
         "re.compile('x')",
         "load_dataset(path)",
+        "AutoModel.from_pretrained(path, trust_remote_code=False)",
     ],
 )
 def test_an_ordinary_line_is_let_through(line):
     assert not list(faults(line))
 
 
-def test_data_of_the_hub_are_fetched_by_the_name_the_user_gave():
-    calls = [
-        (path.name, ast.unparse(node))
+def fetched(path: Path) -> Iterator[tuple[str, str]]:
+    """What a module asks the hub for: the function, and what names it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            function = dotted(node.func).split(".")[-1]
+            if function in FETCHERS:
+                yield function, ast.unparse(node.args[0])
+
+
+def test_what_is_fetched_is_what_the_user_named():
+    calls = {
+        (path.relative_to(ROOT).as_posix(), *call)
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and "load_dataset" in dotted(node.func)
-    ]
-    assert sorted(calls) == [
-        ("documents.py", "load_dataset(path, subset)"),
-        ("hub.py", "load_dataset(path if folder is None else str(folder))"),
-    ]
-    named = {
-        line.split()[1]
-        for path in (ROOT / "conf" / "data").glob("*.yaml")
-        for line in path.read_text().splitlines()
-        if line.strip().startswith("path:")
+        for call in fetched(path)
     }
-    own = {"null", "???"}  # bundled; or the user names it
-    assert named - own == {"ylecun/mnist", "uoft-cs/cifar10", "uoft-cs/cifar100"}
+    place = "lightning_is/experiments"
+    assert calls == {
+        (f"{place}/data/places.py", "load_dataset", "path"),
+        (f"{place}/data/places.py", "hf_hub_download", "path"),
+        (f"{place}/data/documents.py", "data_set", "path"),
+        (
+            *(f"{place}/data/hub.py", "data_set"),
+            "path if folder is None else str(folder)",
+        ),
+        (f"{place}/data/processor.py", "checkpoint_file", "path"),
+        (f"{place}/pretrained.py", "checkpoint_file", "path"),
+        (
+            *(f"{place}/pretrained.py", "from_pretrained"),
+            "path if folder is None else folder",
+        ),
+    }
+
+
+def named(node: Any) -> Iterator[str]:
+    """What a configuration names as a path or as a processor, at any depth."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if key in ("path", "processor") and isinstance(value, str):
+            yield value
+        yield from named(value)
+
+
+def test_the_configuration_names_nothing_else_to_fetch():
+    files = [OmegaConf.load(path) for path in (ROOT / "conf").rglob("*.yaml")]
+    found = {name for file in files for name in named(OmegaConf.to_container(file))}
+    own = {
+        *("???", "${model.path}"),  # what the user names
+        "./checkpoints/cifar10_0to5",  # a folder
+    }
+    assert found - own == {
+        *("ylecun/mnist", "uoft-cs/cifar10", "uoft-cs/cifar100"),
+        "microsoft/resnet-50",
+    }
 
 
 def test_the_state_of_the_callback_loads_by_weights_only(tmp_path):

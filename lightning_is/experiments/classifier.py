@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.functional.classification import multiclass_accuracy
 from typing_extensions import override
 
+from lightning_is.experiments.schedules import optimization
+
 Batch: TypeAlias = Sequence[Tensor]  # inputs and labels, whatever collated them
 
 
@@ -94,14 +96,7 @@ class Classifier(LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(self.parameters())
-        if self.make_scheduler is None:
-            return optimizer
-        schedule = self.make_scheduler(optimizer, self._total_steps())
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return optimization(self, self.make_optimizer, self.make_scheduler)
 
     def _report(self, stage: str, batch: Batch) -> None:
         x, y = batch
@@ -116,13 +111,3 @@ class Classifier(LightningModule):
         self.log_dict(
             values, batch_size=len(y), prog_bar=stage == "val", sync_dist=True
         )
-
-    def _total_steps(self) -> int:
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError(
-                "A schedule that ends with the run needs to know its length, got a "
-                "Trainer without one. Set `max_epochs` or `max_steps`, or take no "
-                "scheduler."
-            )
-        return int(steps)

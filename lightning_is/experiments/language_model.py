@@ -92,7 +92,11 @@ class LanguageModel(LightningModule):
         return optimization(self, self.make_optimizer, self.make_scheduler)
 
     def evaluate(self, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """Return loss in nats and share of wrong tokens, the mean of each sequence."""
+        """Return loss in nats and share of wrong tokens, of each sequence by itself.
+
+        A mean over sequences of these counts every sequence the same, however many
+        labels it has, as `sequence_mean` does; what is logged counts every label.
+        """
         x, labels = batch
         logits = self(x)
         wrong = (logits.argmax(dim=2) != labels).float()

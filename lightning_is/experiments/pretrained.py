@@ -41,8 +41,9 @@ def pretrained(
 ) -> HubNetwork:
     """Load a pretrained classifier, its last layer replaced by a new one.
 
-    All of it trains, but for the running statistics of batch normalisation, which the
-    paper leaves as they were pretrained: batches of 16 would make poor ones.
+    All of it trains, but for the running statistics of batch normalisation. They stay
+    as they were pretrained, as in the reference implementation of the paper: batches of
+    16 would make poor ones.
 
     Args:
         path: Checkpoint of an image classifier: its name on the hub, as
@@ -170,6 +171,7 @@ def _loaded(path: str, classes: int) -> tuple[Any, Mapping[str, Any]]:
                 num_labels=classes,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                trust_remote_code=False,  # nor ask on the terminal whether to
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(

@@ -19,7 +19,7 @@ from lightning import (
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_is.experiments.checkpoint import hub_network, write_checkpoint
+from lightning_is.experiments.checkpoint import checkpoint
 from lightning_is.experiments.curves import CurveRecorder, samplings
 from lightning_is.experiments.data import TensorDataModule
 from lightning_is.experiments.report import draw_curves, print_table, write_results
@@ -45,12 +45,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
         and loss and accuracy of each test part.
 
     Raises:
-        ValueError: If the network cannot be written as asked.
+        ValueError: If the network could not be written as asked, before it is trained.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
     data: TensorDataModule = instantiate(cfg.data)
     model: LightningModule = instantiate(cfg.classifier, _convert_="all")
-    network = None if cfg.save_network is None else hub_network(model)
+    written = None if cfg.save_network is None else checkpoint(model, data)
     curves = CurveRecorder()
     trainer = make_trainer(cfg, curves)
     with cpu_threads(cfg.threads), known_warnings():
@@ -62,8 +62,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         }
     if trainer.is_global_zero:
         leave_behind(results, curves, cfg)
-        if network is not None:
-            write_checkpoint(network, data, Path(cfg.save_network))
+        if written is not None:
+            written.write(Path(cfg.save_network).expanduser())
     return results
 
 
@@ -150,12 +150,25 @@ def training_loss(
     """Mean loss over the whole training set, as it is and in evaluation mode.
 
     The losses logged while training are of a moving target, of augmented images, or of
-    examples selected for being hard. This one compares runs honestly.
+    examples selected for being hard. This one compares runs honestly. Loggers do not
+    hear of it: they would take it for a loss of the test.
     """
-    found = trainer.test(
-        model, dataloaders=data.ordered_train_dataloader(), verbose=False
-    )
+    with unlogged(trainer):
+        found = trainer.test(
+            model, dataloaders=data.ordered_train_dataloader(), verbose=False
+        )
     return float(found[0]["test/loss"])
+
+
+@contextmanager
+def unlogged(trainer: Trainer) -> Iterator[None]:
+    """Let a trainer have no loggers meanwhile."""
+    loggers = trainer.loggers
+    trainer.loggers = []
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
 
 
 def part_results(

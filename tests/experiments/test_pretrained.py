@@ -1,6 +1,7 @@
 """A pretrained network keeps all it knows but its last layer, and is trained whole."""
 
 import json
+import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -232,9 +233,71 @@ def test_a_network_pretrained_here_learns_new_classes(pictures, tmp_path):
     assert tuned["test/acc"] > 0.75
 
 
-def test_what_cannot_be_written_is_refused_before_training(tmp_path):
-    with pytest.raises(ValueError, match="got a SmallCNN and save_network"):
-        run(tmp_path, "save_network=somewhere")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "got a SmallCNN and save_network"),
+        (["model=resnet"], "got data that do not, Digits, and save_network"),
+        (
+            ["model=resnet", "data=permuted_mnist", "inputs.channels=1"],
+            "got data that do not, PermutedPixels",
+        ),
+    ],
+    ids=["network", "data", "sequences"],
+)
+def test_what_cannot_be_written_is_refused_before_training(
+    words, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lightning.Trainer.fit", None)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, *words, "save_network=somewhere")
+
+
+def test_fine_tuning_before_pretraining_asks_no_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"cifar10_0to5 does not exist"):
+        run(tmp_path, "experiment=finetune_cifar10")
+
+
+def test_code_that_comes_with_a_checkpoint_is_not_even_asked_about(
+    broken, tmp_path, monkeypatch
+):
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nModel = Config"
+    (broken / "theirs.py").write_text(code)
+    names = {"AutoConfig": "Config", "AutoModelForImageClassification": "Model"}
+    own = {name: f"theirs.{kind}" for name, kind in names.items()}
+    configured(broken, model_type="theirs", auto_map=own)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match=r"image classifier.*custom code"):
+        pretrained(str(broken), 3)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_real_images_are_pretrained_on_and_fine_tuned(real_data, tmp_path):
+    network = tmp_path / "network"
+    data = [
+        *(f"data.path={real_data('cifar10')}", "data.n_val=50", "data.n_test=200"),
+        *("data.n_train=320", "data.batch_size=32", "trainer.max_epochs=4"),
+    ]
+    small = ["model.widths=[8,16]", "model.depths=[1,1]"]
+    first = run(
+        tmp_path / "one",
+        "experiment=pretrain",
+        *data,
+        *small,
+        f"save_network={network}",
+    )
+    assert first["steps"] == 40
+    assert first["train/loss"] < math.log(6)
+    assert (network / "preprocessor_config.json").is_file()
+    tuned = ["experiment=finetune_cifar10", *data, f"model.path={network}"]
+    still = run(tmp_path / "two", *tuned, "optimizer.lr=0", "trainer.max_steps=1")
+    moved = run(tmp_path / "three", *tuned, "optimizer.lr=0.02", "tau_threshold=1.05")
+    assert moved["open_share"] > 0
+    assert moved["train/loss"] < min(still["train/loss"], math.log(4)) - 0.05
 
 
 def test_the_experiment_has_the_numbers_of_the_paper(checkpoint, tmp_path):

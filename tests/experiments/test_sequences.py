@@ -61,7 +61,7 @@ def images(monkeypatch):
         return datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
 
     parts = datasets.DatasetDict(train=split(168), test=split(20))
-    monkeypatch.setattr(hub, "fetch", lambda _: parts, raising=True)
+    monkeypatch.setattr(hub, "fetch", lambda *_: parts, raising=True)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,8 +76,9 @@ def test_every_method_trains_a_language_model(method, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_on_permuted_pixels(images, method, tmp_path):
-    results = run(tmp_path, *PIXELS, *QUICK, f"method={method}", *METHODS[method])
-    assert results["train/loss"] < math.log(10)
+    words = [*PIXELS, *QUICK, f"method={method}", *METHODS[method], "optimizer.lr=0.05"]
+    results = run(tmp_path, *words)
+    assert results["train/loss"] < math.log(2)  # two of the ten classes are there
     assert (results["open_share"] > 0) is (method in SAMPLE)
     assert "test/acc" in results
 
@@ -143,6 +144,8 @@ def test_the_program_trains_on_a_text_file_without_a_network(tmp_path):
 def test_real_digits_train_pixel_by_pixel(real_data, tmp_path):
     words = [w for w in PIXELS if not w.startswith(("data.path", "data.stride"))]
     few = ["data.n_train=192", "data.n_test=64", "data.stride=14"]
-    results = run(tmp_path, *words, *few, *QUICK, f"data.path={real_data('mnist')}")
+    words = [*words, *few, *QUICK, f"data.path={real_data('mnist')}"]
+    still = run(tmp_path, *words, "optimizer.lr=0")
+    results = run(tmp_path, *words, "optimizer.lr=0.02")
     assert results["steps"] == 12
-    assert results["train/loss"] < 2.4
+    assert results["train/loss"] < still["train/loss"] - 0.05

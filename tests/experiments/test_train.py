@@ -1,5 +1,6 @@
 """The program trains by every method, reports honestly, and explains a wrong word."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -117,6 +118,16 @@ def test_the_reported_training_loss_is_that_of_the_whole_training_set(tmp_path):
     ]
     assert still[0]["train/loss"] == pytest.approx(still[1]["train/loss"])
     assert one["train/loss"] < still[0]["train/loss"]
+
+
+def test_loggers_hear_of_the_test_and_not_of_the_training_set(tmp_path):
+    words = [word for word in QUICK if not word.startswith("logger")]
+    results = run(tmp_path, *words, "logger=csv")
+    with (tmp_path / "csv" / "metrics.csv").open(newline="") as file:
+        rows = [row["test/loss"] for row in csv.DictReader(file)]
+    found = [float(row) for row in rows if row]
+    assert found == [pytest.approx(results["test/loss"])]
+    assert results["train/loss"] != pytest.approx(results["test/loss"])
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path):

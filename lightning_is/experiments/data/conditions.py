@@ -33,7 +33,7 @@ class Conditions:
         seed: Of what is random here, at least 0.
 
     Raises:
-        ValueError: If a share is none, or the lists make no sense.
+        ValueError: If a share is none, the seed negative, or the lists make no sense.
 
     Example:
         >>> animals = TensorSet(torch.arange(6), torch.tensor([5, 7, 9, 5, 7, 9]))
@@ -57,6 +57,10 @@ class Conditions:
                     f"`{name}` is a share and must be within [0, 1], got {share}. Give "
                     "it as a fraction, e.g. 0.2 for a fifth."
                 )
+        if self.seed < 0:
+            raise ValueError(
+                f"`seed` must be at least 0, got {self.seed}. Any such number will do."
+            )
         _check_labels("rare_classes", self.rare_classes)
         if self.classes is not None:
             _check_labels("classes", self.classes)

@@ -67,7 +67,7 @@ class ImageFormat:
 def decode(
     data: "Dataset", column: str, name: str, form: ImageFormat
 ) -> UInt8[Tensor, "N C H W"]:
-    """Decode all images into bytes, in channels-last memory format.
+    """Decode all images into bytes, upright, in channels-last memory format.
 
     Args:
         data: Holds them.
@@ -79,7 +79,7 @@ def decode(
         ValueError: If the images differ in size or number of channels all the same.
     """
     import datasets
-    from PIL import Image
+    from PIL import Image, ImageOps
     from rich.progress import track
 
     # Decoding the raw bytes here takes half the time of the library's own decoding.
@@ -88,7 +88,8 @@ def decode(
     cells = track(encoded[column], f"decoding {name} images", transient=True)
     for number, cell in enumerate(cells):
         image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
-        pixels = np.asarray(form(image))
+        # Cameras store how they were held beside the pixels.
+        pixels = np.asarray(form(ImageOps.exif_transpose(image)))
         if number == 0:
             stacked = np.empty((len(data), *pixels.shape), np.uint8)
         if pixels.shape != stacked.shape[1:]:

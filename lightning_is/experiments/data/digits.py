@@ -16,7 +16,8 @@ from lightning_is.experiments.data.tensors import (
 class Digits(TensorDataModule):
     """1797 grey images of 8 x 8 pixels in 10 classes, split 1297 / 200 / 300.
 
-    The split is stratified and the same in every run.
+    The split is stratified and the same in every run. Inputs are standardised by all
+    1297 training images, whatever the conditions leave of them.
 
     Args:
         batch_size: Examples in a batch.

@@ -4,12 +4,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+from lightning_is.experiments.data.columns import is_text, texts
+from lightning_is.experiments.data.places import data_set
+
+if TYPE_CHECKING:  # `datasets` takes three seconds to import
+    from datasets import DatasetDict  # type: ignore[import-untyped]
 
 Documents: TypeAlias = Sequence[bytes]
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 PARAGRAPHS = re.compile(r"\n\s*\n")
+SPLITS = ("train", "validation", "test")  # of a set on the hub; others are not read
 
 
 @dataclass(frozen=True)
@@ -28,24 +35,47 @@ def read(path: str | None, subset: str | None, column: str) -> Parts:
         path: A local file, one document of whatever bytes it has; a name on the hub,
             a document for each row; or None for the topics of Python's ``help``.
         subset: Configuration of a set on the hub that has several.
-        column: Of a set on the hub, with the text.
+        column: Of a set on the hub, with the text; rows without any are left out.
 
     Raises:
         FileNotFoundError: If it is neither.
         ConnectionError: If the hub cannot be reached.
         ImportError: If this Python came without its topics.
-        ValueError: If a set on the hub has no such column, or no training split.
+        ValueError: If a set on the hub has no such column of text, or no training
+            split.
     """
     if path is None:
         return Parts(python_topics())
-    if Path(path).expanduser().is_file():
-        return Parts([Path(path).expanduser().read_bytes()])
+    file = local_file(path)
+    return Parts([file.read_bytes()]) if file else from_hub(path, subset, column)
+
+
+def prepare(path: str | None, subset: str | None) -> None:
+    """Download what `read` would read from the hub; what is local needs nothing.
+
+    Raises:
+        FileNotFoundError: If there is neither such a file nor such a set.
+        ConnectionError: If the hub cannot be reached.
+    """
+    if path is not None and local_file(path) is None:
+        fetch(path, subset)
+
+
+def local_file(path: str) -> Path | None:
+    """Return the file that is meant; None for a name on the hub.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+    """
+    file = Path(path).expanduser()
+    if file.is_file():
+        return file
     if HUB_NAME.fullmatch(path):
-        return from_hub(path, subset, column)
+        return None
     raise FileNotFoundError(
         f"`path` must be an existing text file or a name on the hub, got {path!r}, and "
-        f"{Path(path).expanduser().resolve()} is no file. Paths count from the "
-        f"directory you stand in: {Path.cwd()}."
+        f"{file.resolve()} is no file. Paths count from the directory you stand in: "
+        f"{Path.cwd()}."
     )
 
 
@@ -95,36 +125,30 @@ def without_repeats(texts: Iterable[str]) -> list[str]:
 
 def from_hub(path: str, subset: str | None, column: str) -> Parts:
     """Read a set of the Hugging Face hub, with the splits that it has."""
-    from datasets import load_dataset  # type: ignore[import-untyped]
-
-    cure = (
-        "Check the spelling (`owner/name`, and `subset` for a set that has several), "
-        "or give `path` a local text file."
-    )
-    try:
-        found = load_dataset(path, subset)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"`path` must be a text file or a data set on the hub, got {path!r}, which "
-            f"is neither. {cure}"
-        ) from error
-    except ConnectionError as error:
-        raise ConnectionError(
-            f"A data set that is not on this machine needs the network, got {path!r} "
-            f"and no answer from the hub. {cure}"
-        ) from error
-    if "train" not in found or column not in found["train"].column_names:
-        has = {name: part.column_names for name, part in found.items()}
+    found = fetch(path, subset)
+    used = {name: found[name] for name in SPLITS if name in found}
+    if "train" not in used or not all(is_text(part, column) for part in used.values()):
+        has = {name: dict(part.features) for name, part in found.items()}
         raise ValueError(
-            f"A set of texts needs a split `train` with a column {column!r}, got {has} "
-            f"in {path!r}. Name the column of the text: `column=`."
+            f"A set of texts needs a split `train`, and text in the column {column!r} "
+            f"of every split, got {has} in {path!r}. Name the column of the text: "
+            "`column=`."
         )
     rows = {
-        name: [text.encode() for text in part[column][:] if text.strip()]
-        for name, part in found.items()
-        if name in ("train", "validation", "test")
+        name: [text.encode() for text in texts(part, column)]
+        for name, part in used.items()
     }
     return Parts(rows["train"], rows.get("validation"), rows.get("test"))
+
+
+def fetch(path: str, subset: str | None) -> "DatasetDict":
+    """Open a set of texts of the hub, or say what is wrong."""
+    return data_set(
+        path,
+        subset,
+        "Check the spelling (`owner/name`, and `subset` for a set that has several), "
+        "or give `path` a local text file.",
+    )
 
 
 def split(documents: Documents, share: float) -> tuple[Documents, Documents]:

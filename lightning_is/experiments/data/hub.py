@@ -22,7 +22,7 @@ from lightning_is.experiments.data.decoding import (
     decode,
     standardise_channels,
 )
-from lightning_is.experiments.data.places import local_folder
+from lightning_is.experiments.data.places import data_set, local_folder
 from lightning_is.experiments.data.processor import Processor, read_processor
 from lightning_is.experiments.data.tensors import (
     Batch,
@@ -30,6 +30,7 @@ from lightning_is.experiments.data.tensors import (
     Splits,
     TensorDataModule,
     TensorSet,
+    check_sizes,
 )
 
 if TYPE_CHECKING:  # `datasets` takes three seconds to import; only `load` needs it
@@ -40,9 +41,10 @@ class HubImages(TensorDataModule):
     """Images and class labels, decoded once into memory as bytes.
 
     The column of images and that of labels are found by their types. Inputs are
-    standardised per channel, by the training images or as a pretrained network was
-    trained. Validation is the tail of the training split; ``n_train`` and ``n_test``
-    keep the first examples of the rest, of the classes that are kept.
+    standardised per channel, by the training images before rare classes are thinned,
+    or as a pretrained network was trained. Validation is the tail of the training
+    split; ``n_train`` and ``n_test`` keep the first examples of the rest, of the
+    classes that are kept.
 
     Args:
         path: Name on the hub (``ylecun/mnist``, ``uoft-cs/cifar10``) or a local folder,
@@ -50,11 +52,13 @@ class HubImages(TensorDataModule):
             ``test/``.
         batch_size: Examples in a batch.
         n_train: Training examples to keep; all if missing.
-        n_val: Examples taken off the end of the training split.
+        n_val: Examples taken off the end of the training split, half of it at most
+            unless ``n_train`` is given.
         n_test: Test examples to keep; all if missing.
         n_classes: Labels must be below; not checked if missing.
         label: Column of labels, needed where a set has several.
-        test_split: Name of the test split.
+        test_split: Name of the test split, another one than ``train``.
+        subset: Configuration of a set that has several.
         shuffled: Shuffle the splits, the same way in every run, before they are
             divided: for sets that are sorted by class, as folders of images are.
         image_size: Height and width to bring all images to: the shorter side is
@@ -69,7 +73,7 @@ class HubImages(TensorDataModule):
     Raises:
         FileNotFoundError: If there is no such folder, set or checkpoint.
         ConnectionError: If the hub cannot be reached.
-        ValueError: If splits, columns, labels or images are not as described.
+        ValueError: If splits, sizes, columns, labels or images are not as described.
 
     Example:
         >>> HubImages("ylecun/mnist", n_train=20_000).batch_size  # nothing is read yet
@@ -87,6 +91,7 @@ class HubImages(TensorDataModule):
         n_classes: int | None = None,
         label: str | None = None,
         test_split: str = "test",
+        subset: str | None = None,
         shuffled: bool = False,
         image_size: int | None = None,
         channels: int | None = None,
@@ -97,26 +102,24 @@ class HubImages(TensorDataModule):
     ) -> None:
         self.conditions = conditions or Conditions()
         super().__init__(batch_size, loader or Loader(), self.conditions)
-        self.path, self.label, self.augment = path, label, augment
+        self.path, self.subset, self.label = path, subset, label
+        self.augment = augment
         self.n_train, self.n_val, self.n_test = n_train, n_val, n_test
         self.test_split, self.processor = test_split, processor
         self.form = ImageFormat(image_size, channels)
         self.n_classes, self.shuffled = n_classes, shuffled
-        for name, value, least in (
-            ("n_train", n_train, 1),
-            ("n_val", n_val, 0),
-            ("n_test", n_test, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(
-                    f"`{name}` must be at least {least}, got {value}. Leave it out to "
-                    "keep what there is."
-                )
+        check_sizes({"n_train": n_train, "n_val": n_val, "n_test": n_test})
+        if test_split == "train":
+            raise ValueError(
+                "`test_split` must be another split than the one to train on, got "
+                "'train'. Name another, or divide the files into train and test."
+            )
 
     @override
     def prepare_data(self) -> None:
         if self._splits is None:  # the Trainer asks again before it tests
-            fetch(self.path)  # downloads once a machine; `load` finds it in the cache
+            # Downloads once a machine; `load` finds it in the cache.
+            fetch(self.path, self.subset)
 
     @override
     def load(self) -> Splits:
@@ -133,19 +136,19 @@ class HubImages(TensorDataModule):
         else:
             scale = by_channels(processor.mean, processor.std, x["train"])
         parts = {
-            name: TensorSet(x[name], labels(part, label), scale)
+            name: TensorSet(x[name], labels(part, label, name), scale)
             for name, part in rows.items()
         }
         return Splits(parts["train"], parts["val"], {"test": parts["test"]})
 
     def _source(self) -> "DatasetDict":
-        source = fetch(self.path)
+        source = fetch(self.path, self.subset)
         missing = {"train", self.test_split} - set(source)
         if missing:
             raise ValueError(
                 f"HubImages needs the splits train and {self.test_split}, got "
-                f"{sorted(source)} in {self.path!r}. Choose a set with both, or name "
-                "the second by `test_split=`."
+                f"{sorted(source)} in {self.path!r}. Name what to test on by "
+                "`test_split=`, or divide the files into train and test."
             )
         return source
 
@@ -163,23 +166,35 @@ class HubImages(TensorDataModule):
 
     def _rows(self, source: "DatasetDict", label: str) -> dict[str, "Dataset"]:
         """Choose what to decode: of the classes that are kept, as many as asked for."""
-        self.conditions.check(labels(source["train"], label))
+        self.conditions.check(labels(source["train"], label, "train"))
         train, test = (
             self._picked(source, split, label) for split in ("train", self.test_split)
         )
-        n_rest = max(len(train) - self.n_val, 0)
+        n_rest = self._rest(len(train))
         return {
             "train": train.select(range(min(self.n_train or n_rest, n_rest))),
             "val": train.select(range(n_rest, len(train))),
             "test": test.select(range(min(self.n_test or len(test), len(test)))),
         }
 
+    def _rest(self, size: int) -> int:
+        """Count what validation leaves of the training split."""
+        rest = size - self.n_val
+        if rest < (self.n_val if self.n_train is None else 1):
+            raise ValueError(
+                "Validation must leave half of the training split to train on, or "
+                f"`n_train` say that fewer are meant, got n_val={self.n_val} of {size} "
+                f"examples in {self.path!r}. Lower `n_val`."
+            )
+        return rest
+
     def _picked(self, source: "DatasetDict", split: str, label: str) -> "Dataset":
         """Pick the examples of the classes that are kept; shuffle them if asked to."""
-        found = labels(source[split], label)
-        if not self.shuffled:
-            check_mixed(found, split)
+        found = labels(source[split], label, split)
         rows = self.conditions.rows(found)
+        whole = split == self.test_split and (self.n_test or len(rows)) >= len(rows)
+        if not self.shuffled and not whole:
+            check_mixed(found[rows], split)
         chosen = self.conditions.classes
         check_known(
             found[rows] if chosen is None else torch.arange(len(chosen)),
@@ -199,24 +214,17 @@ class HubImages(TensorDataModule):
         return (crop_flip(x), y) if self.augment and learning else (x, y)
 
 
-def fetch(path: str) -> "DatasetDict":
-    """Open a data set by its name on the hub or its folder, or say what is wrong."""
-    folder = local_folder(path)
-    from datasets import load_dataset
+def fetch(path: str, subset: str | None = None) -> "DatasetDict":
+    """Open a set of images by its name on the hub or its folder, or say what is wrong.
 
-    cure = (
+    Args:
+        path: The name or the folder.
+        subset: Configuration of a set that has several.
+    """
+    folder = local_folder(path)
+    return data_set(
+        path if folder is None else str(folder),
+        subset,
         "Check the spelling (a name on the hub is `owner/name`, e.g. ylecun/mnist), or "
-        "give `path` a local folder with the same Parquet files."
+        "give `path` a local folder with the same Parquet files.",
     )
-    try:
-        return load_dataset(path if folder is None else str(folder))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"`path` must be a data set on the hub or a folder that holds one, got "
-            f"{path!r}. {cure}"
-        ) from error
-    except ConnectionError as error:
-        raise ConnectionError(
-            f"A data set that is not on this machine needs the network, got {path!r} "
-            f"and no answer from the hub. {cure}"
-        ) from error

@@ -1,6 +1,10 @@
 """Names on the Hugging Face hub, and local folders in their stead."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # `datasets` takes three seconds to import
+    from datasets import DatasetDict  # type: ignore[import-untyped]
 
 
 def local_folder(path: str) -> Path | None:
@@ -23,6 +27,43 @@ def local_folder(path: str) -> Path | None:
             f"you stand in: {Path.cwd()}."
         )
     return None
+
+
+def data_set(path: str, subset: str | None, cure: str) -> "DatasetDict":
+    """Open a data set by its name on the hub or its folder, or say what is wrong.
+
+    Args:
+        path: The name, or a folder that exists. What is on the hub is downloaded once
+            a machine.
+        subset: Configuration of a set that has several.
+        cure: What else to give, to end messages with.
+
+    Raises:
+        FileNotFoundError: If there is no such set.
+        ConnectionError: If the hub cannot be reached.
+        ValueError: If the set has no such configuration, or cannot be read.
+    """
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(path, subset)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            "`path` must be a data set on the hub, or hold one on this machine, got "
+            f"{path!r}. {cure}"
+        ) from error
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"A data set that is not on this machine needs the network, got {path!r} "
+            f"and no answer from the hub. {cure}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            "`path` must be a data set that can be read, and `subset` one of its "
+            f"configurations where it has several, got {path!r} and subset={subset!r}, "
+            f"of which `datasets` says: {' '.join(str(error).split())[:300]} Name "
+            "another `subset=`, or choose another set."
+        ) from error
 
 
 def checkpoint_file(path: str, name: str) -> Path | None:

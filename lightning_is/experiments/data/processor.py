@@ -10,6 +10,8 @@ from lightning_is.experiments.data.places import checkpoint_file
 
 FILE = "preprocessor_config.json"
 BICUBIC = 3  # as Pillow numbers its filters
+# Of EfficientNet and MobileViT: further steps, which change what a network is given.
+FURTHER = ("include_top", "rescale_offset", "do_flip_channel_order")
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,20 @@ def read_processor(path: str) -> Processor | None:
     Raises:
         FileNotFoundError: If there is no such checkpoint.
         ConnectionError: If the hub cannot be reached.
-        ValueError: If it does not say by what to normalise.
+        ValueError: If it does not say by what to normalise, or does more than that.
     """
     file = checkpoint_file(path, FILE)
     return None if file is None else _processor(json.loads(file.read_text()), file)
 
 
 def _processor(settings: Mapping[str, Any], file: Path) -> Processor:
+    further = [f"{key}=true" for key in FURTHER if settings.get(key)]
+    if further:
+        raise ValueError(
+            "A checkpoint must normalise its images by means and deviations alone, got "
+            f"{', '.join(further)} in {file}. Choose another checkpoint, or set "
+            "data.processor=null to standardise by the training images."
+        )
     unit = 1 / settings.get("rescale_factor", 1 / 255)  # of mean and std
     unit = unit if settings.get("do_rescale", True) else 1.0
     if not settings.get("do_normalize", True):

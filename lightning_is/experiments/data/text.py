@@ -5,12 +5,13 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_is.experiments.data.documents import Documents, Parts, read, split
+from lightning_is.experiments.data.documents import Documents, prepare, read, split
 from lightning_is.experiments.data.tensors import (
     Loader,
     Splits,
     TensorDataModule,
     TensorSet,
+    check_sizes,
 )
 from lightning_is.experiments.token_losses import PADDING
 
@@ -26,7 +27,8 @@ class Text(TensorDataModule):
 
     Where the source has no splits of its own, the parts are contiguous: training comes
     first, then validation, then test. Documents are cut after that, so no sequence
-    reaches from one part into another. All of it lies in memory, at nine bytes a byte.
+    reaches from one part into another. The sequences that are kept lie in memory, at
+    nine bytes a byte; the whole text does only while they are made, as it is.
 
     Args:
         path: A local text file (one document, of any encoding), a name on the hub (a
@@ -35,10 +37,12 @@ class Text(TensorDataModule):
         batch_size: Sequences in a batch.
         length: Predictions in a sequence, at least 1.
         n_train: Training sequences to keep, the first ones; all if missing.
+        n_val: Validation sequences to keep, the first ones; all if missing.
+        n_test: Test sequences to keep, the first ones; all if missing.
         val_share: Share of the text to validate on, if its source does not say.
         test_share: Share of the text to test on, if its source does not say.
         subset: Configuration of a set on the hub that has several.
-        column: Of a set on the hub, with the text.
+        column: Of a set on the hub, with the text; rows without any are left out.
         loader: Workers and memory of the loaders.
 
     Raises:
@@ -60,6 +64,8 @@ class Text(TensorDataModule):
         *,
         length: int = 128,
         n_train: int | None = None,
+        n_val: int | None = None,
+        n_test: int | None = None,
         val_share: float = 0.1,
         test_share: float = 0.1,
         subset: str | None = None,
@@ -67,28 +73,29 @@ class Text(TensorDataModule):
         loader: Loader | None = None,
     ) -> None:
         super().__init__(batch_size, loader or Loader())
-        if length < 1 or (n_train is not None and n_train < 1):
+        if length < 1:
             raise ValueError(
-                "`length` and `n_train` must be at least 1, got "
-                f"length={length} and n_train={n_train}. A length of 128 is a good "
-                "start; leave `n_train` out to keep what there is."
+                f"`length` must be at least 1, got {length}. 128 is a good start."
             )
+        check_sizes({"n_train": n_train, "n_val": n_val, "n_test": n_test})
         if min(val_share, test_share) <= 0 or val_share + test_share >= 1:
             raise ValueError(
                 "`val_share` and `test_share` must be above 0 and leave something to "
                 f"train on, got {val_share} and {test_share}. Take 0.1 each."
             )
-        self.path, self.length, self.n_train = path, length, n_train
+        self.path, self.length = path, length
+        self.n_train, self.n_val, self.n_test = n_train, n_val, n_test
         self.val_share, self.test_share = val_share, test_share
         self.subset, self.column = subset, column
 
     @override
     def prepare_data(self) -> None:
-        self._read()  # downloads once a machine; `load` then finds it in the cache
+        if self._splits is None:  # the Trainer asks again before it tests
+            prepare(self.path, self.subset)  # `load` then finds it in the cache
 
     @override
     def load(self) -> Splits:
-        found = self._read()
+        found = read(self.path, self.subset, self.column)
         train, val, test = found.train, found.val, found.test
         if test is None:
             train, test = split(train, 1 - self.test_share)
@@ -97,16 +104,12 @@ class Text(TensorDataModule):
             train, val = split(train, 1 - self.val_share / rest)
         return Splits(
             self._set(train, self.n_train),
-            self._set(val),
-            {"test": self._set(test)},
+            self._set(val, self.n_val),
+            {"test": self._set(test, self.n_test)},
         )
 
-    def _read(self) -> Parts:
-        return read(self.path, self.subset, self.column)
-
-    def _set(self, documents: Documents, most: int | None = None) -> TensorSet:
-        x, labels = sequences(documents, self.length)
-        return TensorSet(x[:most], labels[:most], tokens)
+    def _set(self, documents: Documents, most: int | None) -> TensorSet:
+        return TensorSet(*sequences(documents, self.length, most), tokens)
 
 
 def tokens(x: UInt8[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
@@ -115,13 +118,14 @@ def tokens(x: UInt8[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
 
 
 def sequences(
-    documents: Documents, length: int
+    documents: Documents, length: int, most: int | None = None
 ) -> tuple[UInt8[Tensor, "N T"], Int64[Tensor, "N T"]]:
     r"""Cut documents into sequences of inputs and what comes next.
 
     Args:
         documents: Each is cut by itself; one of a single byte has nothing to predict.
         length: Predictions in a sequence, ``T``.
+        most: Sequences to make, the first ones; all if None.
 
     Returns:
         Inputs, padded with 0, and labels, padded with -100.
@@ -131,17 +135,26 @@ def sequences(
         >>> [bytes(row) for row in x.tolist()], labels.tolist()
         ([b'ab', b'c\x00'], [[98, 99], [100, -100]])
     """
-    inputs = [torch.empty(0, length, dtype=torch.uint8)]
-    labels = [torch.empty(0, length, dtype=torch.int64)]
+    rows = sum(_rows(document, length) for document in documents)
+    total = rows if most is None else min(rows, most)
+    x = torch.zeros(total, length, dtype=torch.uint8)
+    labels = torch.full((total, length), PADDING)
+    flat, flat_labels = x.view(-1), labels.view(-1)  # of the same memory
+    start = 0
     for document in documents:
-        count = len(document) - 1
-        rows = -(-count // length)
-        if rows < 1:
+        if start >= len(flat):
+            break
+        room = _rows(document, length) * length
+        if room == 0:
             continue
-        stored = torch.frombuffer(bytearray(document), dtype=torch.uint8)
-        x = torch.zeros(rows * length, dtype=torch.uint8)
-        y = torch.full((rows * length,), PADDING)
-        x[:count], y[:count] = stored[:-1], stored[1:].long()
-        inputs.append(x.view(rows, length))
-        labels.append(y.view(rows, length))
-    return torch.cat(inputs), torch.cat(labels)
+        count = min(len(document) - 1, len(flat) - start)
+        stored = torch.frombuffer(bytearray(document[: count + 1]), dtype=torch.uint8)
+        flat[start : start + count] = stored[:-1]
+        flat_labels[start : start + count] = stored[1:]
+        start += room
+    return x, labels
+
+
+def _rows(document: bytes, length: int) -> int:
+    """Count the sequences of a document, the last of them padded."""
+    return -(-max(len(document) - 1, 0) // length)

@@ -115,6 +115,7 @@ def test_the_digits_take_them(tmp_path):
         ({"label_noise": 1.2}, r"`label_noise`.*within \[0, 1\], got 1.2"),
         ({"label_noise": float("nan")}, r"within \[0, 1\], got nan"),
         ({"rare_share": -0.1}, r"`rare_share`.*within \[0, 1\], got -0.1"),
+        ({"seed": -1}, "`seed` must be at least 0, got -1"),
         ({"classes": [1]}, r"two or more.*got \[1\]"),
         ({"classes": [1, 2, 1]}, r"different labels.*got \[1, 2, 1\]"),
         ({"rare_classes": [-1]}, r"from 0 on, got \[-1\]"),

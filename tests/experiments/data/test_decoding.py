@@ -1,5 +1,6 @@
 """Images of any size come out square, and normalised as a checkpoint says."""
 
+import io
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_is.experiments.data.decoding import ImageFormat, by_channels
+from lightning_is.experiments.data.decoding import ImageFormat, by_channels, decode
 from lightning_is.experiments.data.places import checkpoint_file, local_folder
 from lightning_is.experiments.data.processor import Processor, read_processor
 
@@ -55,6 +56,22 @@ def test_shrinking_averages_instead_of_skipping():
     stripes[:, ::2] = 255
     small = np.asarray(ImageFormat(8)(Image.fromarray(stripes)))
     assert np.abs(small.astype(int) - 127).max() < 20  # not 0 and 255
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_stand_upright_however_the_camera_was_held(orientation):
+    datasets = pytest.importorskip("datasets")
+    exif, stored = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    noise(4, 7).save(stored, "PNG", exif=exif)
+    part = datasets.Dataset.from_dict(
+        {"img": [{"bytes": stored.getvalue(), "path": None}]},
+        datasets.Features({"img": datasets.Image()}),
+    )
+    [found] = decode(part, "img", "train", ImageFormat())
+    assert found.shape == ((3, 4, 7) if orientation < 5 else (3, 7, 4))
+    expected = np.asarray(part[0]["img"])  # by the library itself
+    assert np.array_equal(found.permute(1, 2, 0), expected)
 
 
 def test_the_filter_is_the_one_of_the_checkpoint():
@@ -126,6 +143,15 @@ def test_a_checkpoint_that_says_nothing_or_half_of_it(tmp_path):
     assert read_processor(str(tmp_path)) is None
     with pytest.raises(ValueError, match=r"got no image_std in .*preprocessor_config"):
         read_processor(checkpoint(tmp_path, **{**RESNET_50, "image_std": None}))
+
+
+@pytest.mark.parametrize(
+    "key", ["include_top", "rescale_offset", "do_flip_channel_order"]
+)
+def test_a_processor_that_does_more_to_images_is_refused(key, tmp_path):
+    with pytest.raises(ValueError, match=rf"alone, got {key}=true in .*config.json"):
+        read_processor(checkpoint(tmp_path, **RESNET_50, **{key: True}))
+    assert read_processor(checkpoint(tmp_path, **RESNET_50, **{key: False}))
 
 
 def test_each_channel_is_normalised_by_its_own_numbers():

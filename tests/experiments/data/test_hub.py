@@ -47,7 +47,7 @@ def given(monkeypatch):
 
     def give(**splits):
         monkeypatch.setattr(
-            hub, "fetch", lambda _: datasets.DatasetDict(splits), raising=True
+            hub, "fetch", lambda *_: datasets.DatasetDict(splits), raising=True
         )
         return HubImages("owner/name", 2, n_val=2)
 
@@ -104,7 +104,7 @@ def test_a_missing_folder_is_named_with_the_place_it_was_sought(tmp_path, monkey
 
 
 def test_an_unreachable_hub_is_told_from_a_wrong_name(monkeypatch):
-    def offline(path):
+    def offline(*_):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
@@ -142,7 +142,8 @@ def test_two_columns_of_labels_ask_for_a_choice(given):
                 "train": split(colour_images(8), label=[0, 0, 0, 0, 1, 1, 2, 2]),
                 "test": colours(4),
             },
-            "got the train split sorted by them. Set `shuffled=True`",
+            r"got the train split sorted by them: its 8 labels of 3 classes change 2 "
+            "times. Set `shuffled=True`",
             id="sorted",
         ),
         pytest.param(
@@ -152,7 +153,7 @@ def test_two_columns_of_labels_ask_for_a_choice(given):
         ),
         pytest.param(
             lambda: {"train": colours(2), "test": colours(4)},
-            "at least one example, got none in train",
+            r"leave half of the training.*got n_val=2 of 2 examples.*Lower `n_val`",
             id="nothing-left-to-train-on",
         ),
         pytest.param(
@@ -168,6 +169,74 @@ def test_two_columns_of_labels_ask_for_a_choice(given):
 def test_what_does_not_fit_is_refused(given, make, message):
     with pytest.raises(ValueError, match=message):
         given(**make()).setup("fit")
+
+
+ORDERS = {  # of labels that are sorted, if not all of them upwards
+    "down": [2, 2, 2, 1, 1, 0, 0, 0],
+    "grouped": [1, 1, 2, 2, 0, 0, 0, 0],
+    "twice": ([0] * 40 + [1] * 40 + [2] * 40) * 2,
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_sorted_split_is_refused_whatever_the_order(given, order):
+    found = ORDERS[order]
+    part = split(colour_images(len(found), size=(2, 2)), label=found)
+    with pytest.raises(ValueError, match="got the train split sorted by them"):
+        given(train=part, test=colours(4)).setup("fit")
+    shuffled = given(train=part, test=colours(4))
+    shuffled.shuffled = True
+    shuffled.setup("fit")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        pytest.param([0, 1, 2, 0, 2, 1, 1, 0], id="mixed"),
+        pytest.param([3, 2, 1, 0], id="one-of-each"),
+        pytest.param([1] * 8, id="one-class"),
+        pytest.param(([0] * 5 + [1] * 5) * 8, id="fives-of-a-kind"),
+    ],
+)
+def test_a_split_that_holds_its_classes_everywhere_is_let_through(given, found):
+    part = split(colour_images(len(found), size=(2, 2)), label=found)
+    given(train=part, test=colours(4)).setup("fit")
+
+
+def test_a_test_part_may_be_sorted_where_all_of_it_is_kept(given):
+    part = split(colour_images(6), label=[0, 0, 1, 1, 2, 2])
+    given(train=colours(8), test=part).setup("fit")
+    cut = given(train=colours(8), test=part)
+    cut.n_test = 4
+    with pytest.raises(ValueError, match="got the test split sorted by them"):
+        cut.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"n_train": 0}, "`n_train` must be at least 1.*got 0"),
+        ({"n_val": 0}, "`n_val` must be at least 1.*got 0"),
+        ({"n_test": -3}, "`n_test` must be at least 1.*got -3"),
+        ({"test_split": "train"}, "`test_split` must be another split.*got 'train'"),
+    ],
+)
+def test_parts_without_examples_of_their_own_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        HubImages("owner/name", **sizes)
+
+
+def test_validation_may_leave_less_than_half_where_that_is_asked_for(given, tmp_path):
+    Processor([255.0, 0.0, 0.0], [1.0, 5.0, 1.0]).write(tmp_path, 4)
+    given(train=colours(10), test=colours(4))
+    settings = {"n_val": 6, "processor": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"half.*got n_val=6 of 10 examples in 'own"):
+        HubImages("owner/name", 2, **settings).setup("fit")
+    splits = HubImages("owner/name", 2, n_train=3, **settings).splits
+    assert (len(splits.train), len(splits.val)) == (3, 6)
+    few = HubImages("owner/name", 2, n_train=3, n_val=10, processor=str(tmp_path))
+    with pytest.raises(ValueError, match="got n_val=10 of 10 examples"):
+        few.setup("fit")
 
 
 def test_images_of_different_sizes_and_kinds_are_brought_to_one(given):
@@ -223,6 +292,23 @@ def test_more_classes_than_the_network_has_are_refused(given):
     HubImages("owner/name", 2, n_val=2, n_classes=2, conditions=kept).setup("fit")
 
 
+def test_a_set_with_several_configurations_needs_the_name_of_one(folder):
+    lines = ["---", "configs:"]
+    for name, n in (("few", 12), ("many", 16)):
+        (folder / name).mkdir()
+        lines += [f"- config_name: {name}", "  data_files:"]
+        for part in ("train", "test"):
+            colours(n).to_parquet(folder / name / f"{part}.parquet")
+            lines += [f"  - split: {part}", f"    path: {name}/{part}.parquet"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+    data = HubImages(str(folder), 2, n_val=2, subset="many")
+    data.prepare_data()
+    assert len(data.splits.train) == 14
+    for wrong in (None, "none"):
+        with pytest.raises(ValueError, match=rf"subset={wrong!r}, of which.*'many'"):
+            HubImages(str(folder), subset=wrong).prepare_data()
+
+
 def test_another_split_may_be_tested_on(given):
     given(train=colours(8), validation=colours(5))
     data = HubImages("owner/name", 2, n_val=2, test_split="validation")
@@ -254,6 +340,36 @@ def test_a_label_column_that_is_not_there_is_refused(given):
     data = given(train=colours(8), test=colours(8))
     data.label = "digit"
     with pytest.raises(ValueError, match=r"got 'digit'. Columns: \['img', 'label'\]"):
+        data.setup("fit")
+
+
+def typed(labels, kind):
+    features = datasets.Features({"img": datasets.Image(), "label": kind})
+    rows = {"img": colour_images(len(labels)), "label": labels}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int64", "uint8"])
+def test_labels_may_be_plain_numbers_if_they_are_named(given, kind):
+    part = typed([0, 1, 2] * 3, datasets.Value(kind))
+    data = given(train=part, test=part)
+    data.label = "label"
+    assert data.splits.train.y.tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "message"),
+    [
+        (["a", "b"] * 4, "string", r"whole numbers.*'label' of the type.*string"),
+        ([0.0, 1.5] * 4, "float32", r"whole numbers.*'label' of the type.*float32"),
+        ([0, None, 1, 0] * 2, "int64", "got 2 of 8 without one.* of the train split"),
+    ],
+    ids=["text", "fractions", "missing"],
+)
+def test_labels_that_are_no_numbers_are_refused(given, labels, kind, message):
+    data = given(train=typed(labels, datasets.Value(kind)), test=colours(4))
+    data.label = "label"
+    with pytest.raises(ValueError, match=message):
         data.setup("fit")
 
 

@@ -21,7 +21,7 @@ def split(n):
 def images(monkeypatch):
     """Let data modules find these images: 6 x 5 grey pixels of chance."""
     parts = datasets.DatasetDict(train=split(12), test=split(5))
-    monkeypatch.setattr(hub, "fetch", lambda _: parts, raising=True)
+    monkeypatch.setattr(hub, "fetch", lambda *_: parts, raising=True)
 
 
 def permuted(**settings):
@@ -68,9 +68,9 @@ def test_a_stride_below_one_is_refused():
 
 def test_the_images_are_fetched_before_they_are_needed(monkeypatch):
     asked = []
-    monkeypatch.setattr(hub, "fetch", asked.append)
+    monkeypatch.setattr(hub, "fetch", lambda *names: asked.append(names))
     permuted().prepare_data()
-    assert asked == ["owner/name"]
+    assert asked == [("owner/name", None)]
 
 
 def test_real_digits_become_sequences(real_data):

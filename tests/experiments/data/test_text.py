@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_is.experiments.data import Text, documents, labels_of
+from lightning_is.experiments.data import text as text_module
 from lightning_is.experiments.data.text import sequences
 from lightning_is.experiments.token_losses import PADDING
 
@@ -35,6 +36,15 @@ def test_padding_is_at_the_end_of_the_last_sequence_of_a_document():
     for row, inputs, count in zip(labels, x, counts, strict=True):
         assert (row[:count] != PADDING).all()
         assert (inputs[count:] == 0).all()
+
+
+@pytest.mark.parametrize("most", range(7))
+def test_no_more_sequences_are_made_than_are_kept(most):
+    whole, kept = sequences(DOCUMENTS, 4), sequences(DOCUMENTS, 4, most)
+    assert len(whole[0]) == 4
+    for one, other in zip(whole, kept, strict=True):
+        assert torch.equal(one[:most], other)
+        assert other.untyped_storage().nbytes() == other.nbytes  # nothing behind them
 
 
 def test_inputs_end_where_their_labels_begin():
@@ -70,11 +80,18 @@ def test_a_file_is_cut_into_parts_that_share_no_byte(text):
 
 
 def test_batches_are_numbers_that_an_embedding_takes(text):
-    data = Text(str(text), 4, length=16, n_train=10)
+    data = Text(str(text), 4, length=16, n_train=10, n_val=3, n_test=5)
     [(x, labels), _] = data.train_dataloader()
     assert x.dtype == labels.dtype == torch.int64
     assert x.shape == labels.shape == (4, 16)
-    assert len(data.splits.train) == 10
+    splits, whole = data.splits, Text(str(text), 4, length=16).splits
+    for part, full, size in (
+        (splits.train, whole.train, 10),
+        (splits.val, whole.val, 3),
+        (splits.tests["test"], whole.tests["test"], 5),
+    ):
+        assert len(part) == size
+        assert torch.equal(part.y, full.y[:size])
 
 
 def test_the_topics_of_python_are_text_that_no_two_parts_share():
@@ -100,7 +117,7 @@ def test_a_paragraph_is_kept_where_it_comes_first():
 def test_a_python_without_topics_is_told_from_a_wrong_path(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(ImportError, match="Give `path` a text file of yours"):
-        Text().prepare_data()
+        Text().setup("fit")
 
 
 def hub_set(**parts):
@@ -150,10 +167,49 @@ def test_parts_that_a_set_lacks_are_cut_off_its_training_text(
     assert (*counts, bytes_of(splits.tests["test"].y)) == expected
 
 
-def test_a_set_without_the_column_is_refused(on_the_hub):
-    on_the_hub(train=["a"])
-    with pytest.raises(ValueError, match=r"column 'story', got .*'text'"):
-        Text("owner/name", column="story").prepare_data()
+def test_rows_without_text_are_left_out(on_the_hub):
+    on_the_hub(train=["one", None, "", "two"], validation=["xx"], test=["yy"])
+    assert bytes_of(Text("owner/name", 1, length=2).splits.train.y) == b"newo"
+
+
+@pytest.mark.parametrize(
+    ("parts", "column", "message"),
+    [
+        ({"train": ["a"]}, "story", r"column 'story' of every split, got .*'text'"),
+        ({"train": [7, 8]}, "text", r"text in the column 'text' .*int64"),
+        ({"train": ["a"], "test": [7]}, "text", r"of every split, got .*int64"),
+        ({"test": ["a"]}, "text", r"needs a split `train`.*'test'"),
+    ],
+    ids=["no-column", "no-text", "no-text-to-test", "nothing-to-train"],
+)
+def test_a_set_without_text_where_it_should_be_is_refused(
+    on_the_hub, parts, column, message
+):
+    on_the_hub(**parts)
+    with pytest.raises(ValueError, match=message):
+        Text("owner/name", column=column).setup("fit")
+
+
+def test_what_the_hub_has_is_asked_for_and_then_read_once(on_the_hub, monkeypatch):
+    asked = on_the_hub(train=["a b c"] * 2, validation=["d e"], test=["f g"])
+    data = Text("owner/name", 1)
+    reads, read = [], text_module.read
+    monkeypatch.setattr(
+        text_module, "read", lambda *names: (reads.append(names), read(*names))[1]
+    )
+    data.prepare_data()
+    assert (len(asked), len(reads)) == (1, 0)
+    for stage in ("fit", "test", "test"):  # as the Trainer asks when all three are run
+        data.setup(stage)
+        data.prepare_data()
+    assert (len(asked), len(reads)) == (2, 1)
+
+
+def test_nothing_is_read_to_prepare_text_on_this_machine(text, monkeypatch):
+    monkeypatch.setattr(text_module, "read", None)
+    monkeypatch.setattr(documents, "python_topics", None)
+    Text(str(text)).prepare_data()
+    Text().prepare_data()
 
 
 @pytest.mark.parametrize("path", ["nowhere.txt", "./a/b", "a/b/c", "/tmp"])  # noqa: S108
@@ -175,8 +231,10 @@ def test_a_hub_that_does_not_answer_says_what_to_do(monkeypatch, error):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"length": 0}, "length=0"),
-        ({"n_train": 0}, "n_train=0"),
+        ({"length": 0}, "`length` must be at least 1, got 0"),
+        ({"n_train": 0}, "`n_train` must be at least 1.*got 0"),
+        ({"n_val": 0}, "`n_val` must be at least 1.*got 0"),
+        ({"n_test": -1}, "`n_test` must be at least 1.*got -1"),
         ({"val_share": 0.0}, "got 0.0 and 0.1"),
         ({"test_share": 0.95}, "got 0.1 and 0.95"),
     ],
