@@ -32,7 +32,7 @@ def by_count(
         >>> by_count(torch.tensor([1, 2, 1]), torch.tensor([0.1, 0.5, 0.3]).double())
         tensor([1, 2, 0])
     """
-    by_score = scores.nan_to_num(-torch.inf).argsort(descending=True, stable=True)
+    by_score = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
     return by_score[counts[by_score].argsort(descending=True, stable=True)]
 
 
