@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
@@ -258,7 +259,7 @@ def test_fine_tuning_before_pretraining_asks_no_hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"cifar10_0to5 does not exist"):
+    with pytest.raises(InstantiationException, match="cifar10_0to5 does not exist"):
         run(tmp_path, "experiment=finetune_cifar10")
 
 

@@ -99,7 +99,7 @@ def check_mixed(found: Int64[Tensor, " N"], split: str) -> None:
     Raises:
         ValueError: If it is sorted like that.
     """
-    counts = found.unique(return_counts=True)[1].double()
+    counts = torch.unique(found, return_counts=True)[1].double()
     classes, changes = len(counts), int((found.diff() != 0).sum())
     if classes < 2:
         return
