@@ -109,7 +109,7 @@ class SlowReferee(Referee):
     def measure(self, module, *, thorough=False):
         self.time.now += 1000
         self.thorough.append(thorough)
-        return Measured(1.0, 1.0, 1.0, 0.5, {"test": 0.5})
+        return Measured(1.0, 1.0, 0.5, 1.0, 0.5, {"test": 0.5})
 
 
 def trained(kit, monkeypatch, seconds, points, *others, **settings):
@@ -215,6 +215,11 @@ def test_the_referee_reports_plain_means_over_all_examples():
         x, y = loader.dataset.__getitems__(range(len(loader.dataset)))
         assert loss == pytest.approx(float(nn.functional.cross_entropy(net(x), y)))
     assert found.test_error == pytest.approx(float((net(x).argmax(1) != y).sum()) / 300)
+    val = data.val_dataloader().dataset
+    x, y = val.__getitems__(range(len(val)))
+    assert found.val_error == pytest.approx(
+        float((net(x).argmax(1) != y).sum()) / len(y)
+    )
 
 
 def test_a_glance_takes_the_same_part_of_the_training_set_every_time(monkeypatch):
@@ -366,7 +371,7 @@ def test_the_program_makes_runs_in_processes_of_their_own(tmp_path):
 
 
 def point(loss, error, spent, steps):
-    return Point(loss, loss, loss, error, {"test": error}, spent, steps)
+    return Point(loss, loss, error, loss, error, {"test": error}, spent, steps)
 
 
 def result(arm, seed, loss, error=0.25, open_share=nan, share=1.0, rate=None):

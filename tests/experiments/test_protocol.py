@@ -118,9 +118,10 @@ def test_attention_costs_what_its_products_cost():
     batch = torch.randn(3, 6, 8), torch.zeros(3, dtype=torch.int64)
     linear = 2 * (2 * 6 * 8 * 8)  # forward, and the gradient of the weights
     product = 2 * (2 * 6 * 6 * 4)  # of one of two heads with another
-    # Scores and values forward; the gradients of both factors of each backward.
+    # Scores and values forward; backward the scores again, and the gradients of both
+    # factors of each.
     assert flops(nn.Sequential(nn.Linear(8, 8), Attentive()), batch) == (
-        linear + (2 + 4) * product
+        linear + (2 + 5) * product
     )
 
 
@@ -276,7 +277,7 @@ def test_arms_and_budgets_without_sense_are_refused(override, message, tmp_path)
 
 
 def trial(arm, rate, loss, val, share=1.0, seed=1000):
-    end = Point(loss, val, val, 0.5, {"test": 0.5}, 1.0, 10)
+    end = Point(loss, val, 1.0 - val, val, 0.5, {"test": 0.5}, 1.0, 10)
     return Result(arm, seed, share, rate, math.nan, [end])
 
 
@@ -293,6 +294,8 @@ def test_the_rate_with_the_lowest_mean_loss_is_chosen():
     assert tuned(tries, "train_loss") == by_train
     by_val = {("a", 1.0): 0.1, ("b", 1.0): 0.1, ("b", 3.0): 0.2}
     assert tuned(tries, "val_loss") == by_val
+    by_error = {("a", 1.0): 0.2, ("b", 1.0): 0.2, ("b", 3.0): 0.1}
+    assert tuned(tries, "val_error") == by_error
 
 
 def test_every_arm_gets_the_same_trials_in_every_budget(tmp_path):
@@ -328,7 +331,10 @@ def test_an_arm_whose_trials_fail_is_named_and_not_run(tmp_path, capsys):
             "not be those that are compared",
         ),
         (["rates=[0.1,0.2]", "tuning_seeds=[]"], "not be those that are compared"),
-        (["rates=[0.1,0.2]", "tuned_by=luck"], "must be one of train_loss, val_loss"),
+        (
+            ["rates=[0.1,0.2]", "tuned_by=luck"],
+            "must be one of train_loss, val_loss, val_err",
+        ),
         (
             ["rates=[0.1,0.2]", "+arms.fast='method=trim optimizer.lr=0.2'"],
             "or set by the arms, got `rates` and optimizer.lr in fast",
@@ -375,7 +381,7 @@ def test_each_part_of_the_test_examples_has_its_error():
 
 def test_rows_have_columns_of_every_part():
     def run(arm, seed, rare):
-        end = Point(0.1, 0.1, 0.1, 0.2, {"common": 0.1, "rare": rare}, 1.0, 10)
+        end = Point(0.1, 0.1, 0.1, 0.1, 0.2, {"common": 0.1, "rare": rare}, 1.0, 10)
         return Result(arm, seed, 1.0, None, math.nan, [end])
 
     rows = summarise([run("uniform", 0, 0.4), run("trim", 0, 0.3)], {})

@@ -33,7 +33,7 @@ def project(tmp_path, monkeypatch):
 
 
 def run(arm, seed, loss, *, share=1.0, rate=None):
-    end = Point(loss, loss, loss, 0.25, {"test": 0.25}, 8.0, 100)
+    end = Point(loss, loss, 0.25, loss, 0.25, {"test": 0.25}, 8.0, 100)
     return Result(arm, seed, share, rate, math.nan, [end])
 
 

@@ -36,7 +36,7 @@ def _name(row: Row, cells: int) -> str:
     return _key(" ".join(str(value) for value in list(row.values())[:cells]))
 
 
-def _numbers(row: Row) -> dict[str, float]:
+def _numbers(row: Row) -> dict[str, int | float]:
     return {
         _key(name): value
         for name, value in row.items()

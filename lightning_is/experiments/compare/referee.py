@@ -49,6 +49,7 @@ class Measured:
     Args:
         train_loss: Mean loss of training examples as they are, in nats.
         val_loss: Likewise of the validation examples.
+        val_error: Share of these that are wrong.
         test_loss: Likewise of all test examples.
         test_error: Share of test examples that are wrong.
         errors: The same of each part of the test examples.
@@ -56,6 +57,7 @@ class Measured:
 
     train_loss: float
     val_loss: float
+    val_error: float
     test_loss: float
     test_error: float
     errors: dict[str, float]
@@ -93,6 +95,7 @@ class Referee:
         return Measured(
             train_loss=float(train[0] / train[2]),
             val_loss=float(val[0] / val[2]),
+            val_error=float(val[1] / val[2]),
             test_loss=losses / count,
             test_error=wrong / count,
             errors={name: float(part[1] / part[2]) for name, part in tests.items()},

@@ -190,7 +190,8 @@ def read(job: Job) -> Result | None:
         )
     points = [Point(**_nans(point)) for point in stored["points"]]
     share = _nans({"share": stored["open_share"]})["share"]
-    return Result(job.arm, job.seed, job.share, job.rate, share, points)
+    place = job.arm, job.seed, job.share, job.rate
+    return Result(*place, share, points, stored["commit"])
 
 
 def _differences(one: Any, other: Any, name: str = "") -> set[str]:

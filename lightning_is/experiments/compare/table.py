@@ -98,8 +98,10 @@ def _row(
     if runs[0].rate is not None:
         at_end = runs[0].rate in (min(grid), max(grid)) if grid else False
         cells["rate"] = f"{runs[0].rate:g}" + " !" * at_end
+    alone = bool(base) and len(both) < len(runs)  # some are
     cells |= {
-        "seeds": f"{len(runs)}" + f" ({len(both)} paired)" * (len(both) < len(runs)),
+        "seeds": f"{len(runs)}"
+        + f" ({len(both)} paired)" * (0 < len(base) and len(both) < len(runs)),
         "steps": f"{fmean(end.steps for end in ends):.0f}",
         "training loss": spread(losses, "{:.3g}", "{:.1g}"),
         f"/ {baseline}": "1" if runs[0].arm == baseline else within(ratio, "{:.2g}"),
@@ -201,7 +203,8 @@ def failed(rows: Sequence[Row]) -> list[str]:
 
 def write_runs(results: Sequence[Result], path: Path) -> None:
     """Write one line a run, as CSV."""
-    names = ["spent", "steps", "train_loss", "val_loss", "test_loss", "test_error"]
+    names = ["spent", "steps", "train_loss", "val_loss", "val_error"]
+    names += ["test_loss", "test_error"]
     parts = sorted({part for run in results for part in run.end.errors})
     parts = parts if len(parts) > 1 else []  # one is all there is
     with path.open("w", newline="", encoding="utf-8") as file:

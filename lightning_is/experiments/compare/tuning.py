@@ -13,7 +13,7 @@ from lightning_is.experiments.compare.arms import clock_of, settings
 from lightning_is.experiments.compare.jobs import Rates, part
 from lightning_is.experiments.compare.run import Job, Result
 
-Criterion: TypeAlias = Literal["train_loss", "val_loss"]
+Criterion: TypeAlias = Literal["train_loss", "val_loss", "val_error"]
 
 
 def trials(cfg: DictConfig, arms: Mapping[str, DictConfig]) -> list[Job]:
@@ -68,11 +68,11 @@ def _check(cfg: DictConfig) -> None:
 
 
 def tuned(results: Sequence[Result], by: Criterion) -> Rates:
-    """Choose the rate with the lowest mean loss for every arm and budget.
+    """Choose the rate with the lowest mean for every arm and budget.
 
     Args:
         results: Of the trials; whatever diverged is as bad as can be.
-        by: The loss to go by, at the end of a run.
+        by: The loss or error to go by, at the end of a run.
     """
     return {
         place: min(losses, key=losses.__getitem__)
