@@ -100,8 +100,7 @@ def _row(
         cells["rate"] = f"{runs[0].rate:g}" + " !" * at_end
     alone = bool(base) and len(both) < len(runs)  # some are
     cells |= {
-        "seeds": f"{len(runs)}"
-        + f" ({len(both)} paired)" * (0 < len(base) and len(both) < len(runs)),
+        "seeds": f"{len(runs)}" + f" ({len(both)} paired)" * alone,
         "steps": f"{fmean(end.steps for end in ends):.0f}",
         "training loss": spread(losses, "{:.3g}", "{:.1g}"),
         f"/ {baseline}": "1" if runs[0].arm == baseline else within(ratio, "{:.2g}"),
