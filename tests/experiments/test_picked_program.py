@@ -165,7 +165,8 @@ def test_a_resumed_run_goes_on_counting(tmp_path):
     first = count(configured(tmp_path, "trim", "trainer.max_epochs=1"))
     first.trainer.save_checkpoint(path)
     assert first.trainer.global_step == 10
-    counter = count(configured(tmp_path, "trim", f"ckpt_path={path}")).counter
+    words = [f"ckpt_path={path}", "trainer.max_epochs=4"]
+    counter = count(configured(tmp_path, "trim", *words)).counter
     assert counter.trained.sum() == counter.drawn.sum() == 24 * 32
     assert counter.loaded.sum() == counter.scored.sum() == 24 * BATCH
     for name, counts in first.counter.state_dict().items():
