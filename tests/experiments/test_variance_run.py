@@ -89,12 +89,10 @@ def test_measuring_changes_nothing_in_the_fit(kit, accumulated):
 
 def test_what_is_measured_follows_from_the_seed_and_the_step_alone(kit):
     runs = {}
-    for name, steps, seed in [
-        ("one", (0, 1, 3), 0),
-        ("again", (0, 1, 3), 0),
-        ("fewer", (3,), 0),
-        ("other", (3,), 1),
-    ]:
+    for name, steps, seed in (
+        *(("one", (0, 1, 3), 0), ("again", (0, 1, 3), 0)),
+        *(("fewer", (3,), 0), ("other", (3,), 1)),
+    ):
         watch = observing(kit, steps=steps, seed=seed)
         busy_run(kit, watch)
         runs[name] = {found.step: found.rows for found in watch.measurements}
@@ -163,8 +161,7 @@ def test_each_measurement_is_handed_over_as_soon_as_it_is_made(kit):
 
     watch = observing(kit, keep=keep)
     fit(kit, watch, module, max_steps=4)
-    steps = [0, 1, 3, 4]
-    assert handed == [(step, steps[: n + 1]) for n, step in enumerate(steps)]
+    assert handed == [(0, [0]), (1, [0, 1]), (3, [0, 1, 3]), (4, [0, 1, 3, 4])]
 
 
 def test_steps_are_spaced_by_their_logarithm_and_end_with_the_run(kit):
