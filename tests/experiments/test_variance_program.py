@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
+from lightning_is.experiments.classifier import Classifier
 from lightning_is.experiments.train import make_trainer
 from lightning_is.experiments.variance import measure_variance
 from lightning_is.experiments.variance.draws import SCORES, arms
@@ -129,12 +130,16 @@ def test_given_steps_are_measured_and_the_network_is_that_of_the_training_progra
     assert torch.equal(found, trained[0])
 
 
-def test_a_run_goes_on_from_a_checkpoint_and_is_measured_from_there(tmp_path, trained):
-    resumed, whole = (
-        observe(composed(tmp_path, "steps=[10]", *words)).measurements
-        for words in ([f"ckpt_path={trained[1]}"], [])
-    )
+def test_a_run_goes_on_from_a_checkpoint_and_is_measured_from_there(
+    tmp_path, trained, monkeypatch
+):
+    batches = []
+    monkeypatch.setattr(Classifier, "on_train_batch_end", lambda *_: batches.append(1))
+    word = f"ckpt_path={trained[1]}"
+    resumed = observe(composed(tmp_path, "steps=[10]", word)).measurements
+    assert len(batches) == 2
     assert [each.step for each in resumed] == [10, 12]
+    whole = observe(composed(tmp_path, "steps=[10]")).measurements
     assert resumed[0].rows == whole[0].rows
 
 
