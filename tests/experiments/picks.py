@@ -34,7 +34,7 @@ DRAWN = {  # where it is known beforehand; a source alone chooses, and nobody dr
     "two_stage": 12 * 32,
     **dict.fromkeys(("prioritized", "online_batch_selection"), 0),
 }
-UNWATCHED = ["logger=none", "trainer.limit_val_batches=0"]  # as the counted run is
+UNWATCHED = ["logger=none", "++trainer.limit_val_batches=0"]  # as the counted run is
 
 
 def configured(folder, method, *overrides, program="picked"):

@@ -97,7 +97,7 @@ def test_counting_changes_nothing_and_counts_what_the_module_is_given(
 def test_validation_would_change_how_later_epochs_are_shuffled(tmp_path):
     still, validated = (
         parameters(plain(tmp_path, "trim", *words).lightning_module)
-        for words in ([], ["trainer.limit_val_batches=1.0"])
+        for words in ([], ["++trainer.limit_val_batches=1.0"])
     )
     assert not torch.equal(still, validated)
 

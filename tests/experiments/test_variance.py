@@ -226,6 +226,13 @@ def test_a_design_needs_something_to_draw(name):
         Design(**{name: 0})
 
 
+def test_a_design_needs_a_known_way_to_compute_norms():
+    design = Design()
+    object.__setattr__(design, "norms", "fast")  # types are checked in tests alone
+    with pytest.raises(ValueError, match="one of vmap, loop, got fast"):
+        design.__post_init__()
+
+
 @pytest.mark.parametrize("wanted", [4, 21])
 def test_a_presample_must_be_there_and_exceed_the_draw(wanted):
     with pytest.raises(ValueError, match=f"exceed the 4.*20 training.*got {wanted}"):

@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_is.experiments.variance import measuring
+from lightning_is.experiments.variance import measuring, observer
 from lightning_is.experiments.variance.design import Design
 from lightning_is.experiments.variance.draws import arms
+from lightning_is.experiments.variance.measuring import Measurer
 from lightning_is.experiments.variance.observer import VarianceObserver, spaced
 from lightning_is.sampling import Proportional
 from lightning_is.sampling.randomness import draw_generator
@@ -69,34 +70,32 @@ def observing(kit, *, steps=(0, 1, 3), keep=lambda _: None, **design):
     )
 
 
-def fit(kit, observer, module=None, **settings):
-    trainer = kit.trainer(observer, **{"max_steps": 3, **ENDLESS, **settings})
+def fit(kit, watch, module=None, **settings):
+    trainer = kit.trainer(watch, **{"max_steps": 3, **ENDLESS, **settings})
     trainer.fit(module or kit.Classifier(kit.mlp()), kit.loader())
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_measuring_changes_nothing_in_the_fit(kit, accumulated):
-    observer = observing(kit)
+    watch = observing(kit)
     settings = {"accumulate_grad_batches": accumulated}
     state, *plain = busy_run(kit, **settings)
-    seen_state, *seen = busy_run(kit, observer, **settings)
+    seen_state, *seen = busy_run(kit, watch, **settings)
     assert plain == seen
     assert all(torch.equal(state[name], seen_state[name]) for name in state)
     last = 8 // accumulated
-    assert [found.step for found in observer.measurements] == [0, 1, 3, last]
+    assert [found.step for found in watch.measurements] == [0, 1, 3, last]
 
 
 def test_what_is_measured_follows_from_the_seed_and_the_step_alone(kit):
     runs = {}
-    for name, steps, seed in [
-        ("one", (0, 1, 3), 0),
-        ("again", (0, 1, 3), 0),
-        ("fewer", (3,), 0),
-        ("other", (3,), 1),
-    ]:
-        observer = observing(kit, steps=steps, seed=seed)
-        busy_run(kit, observer)
-        runs[name] = {found.step: found.rows for found in observer.measurements}
+    for name, steps, seed in (
+        *(("one", (0, 1, 3), 0), ("again", (0, 1, 3), 0)),
+        *(("fewer", (3,), 0), ("other", (3,), 1)),
+    ):
+        watch = observing(kit, steps=steps, seed=seed)
+        busy_run(kit, watch)
+        runs[name] = {found.step: found.rows for found in watch.measurements}
     assert runs["one"] == runs["again"]
     assert runs["one"][3] == runs["fewer"][3] != runs["other"][3]
 
@@ -119,9 +118,9 @@ def test_networks_that_normalise_and_drop_are_measured_as_in_evaluation(kit):
     single = single_gradients(module.net, *batch)
     module.train()
     module.on_after_batch_transfer = lambda batch, _: batch
-    observer = observing(kit, steps=(0,))
-    fit(kit, observer, module, max_steps=1)
-    found = observer.measurements[0]
+    watch = observing(kit, steps=(0,))
+    fit(kit, watch, module, max_steps=1)
+    found = watch.measurements[0]
     assert found.norm == pytest.approx(float(single.mean(0).norm()), rel=1e-4)
     expected = single.norm(dim=1) / single.norm(dim=1).sum()
     torch.testing.assert_close(
@@ -132,21 +131,26 @@ def test_networks_that_normalise_and_drop_are_measured_as_in_evaluation(kit):
 def test_the_module_hooks_of_a_batch_are_called_on_what_is_measured(kit):
     module = Busy()
     module.on_after_batch_transfer = lambda batch, _: (0 * batch[0], 0 * batch[1])
-    observer = observing(kit, steps=(0,))
-    fit(kit, observer, module, max_steps=1)
-    p = observer.measurements[0].probabilities["loss"]
+    watch = observing(kit, steps=(0,))
+    fit(kit, watch, module, max_steps=1)
+    p = watch.measurements[0].probabilities["loss"]
     torch.testing.assert_close(p, torch.full_like(p, 1 / SIZE))
 
 
-def test_nothing_of_the_fit_is_kept_afterwards(kit):
-    module, observer = kit.Classifier(kit.mlp()), observing(kit)
-    fit(kit, observer, module, max_steps=4)
+def test_nothing_of_the_fit_is_kept_afterwards(kit, monkeypatch):
+    module, watch, made = kit.Classifier(kit.mlp()), observing(kit), []
+
+    def noted(*args, **settings):
+        measurer = Measurer(*args, **settings)
+        made.append(weakref.ref(measurer))
+        return measurer
+
+    monkeypatch.setattr(observer, "Measurer", noted)
+    fit(kit, watch, module, max_steps=4)
     assert not any(part._forward_hooks for part in module.modules())
-    kept = weakref.ref(module)
-    del module
     gc.collect()
-    assert observer.measurements
-    assert kept() is None
+    assert watch.measurements
+    assert [kept() for kept in made] == [None]
 
 
 def test_each_measurement_is_handed_over_as_soon_as_it_is_made(kit):
@@ -155,20 +159,19 @@ def test_each_measurement_is_handed_over_as_soon_as_it_is_made(kit):
     def keep(found):
         handed.append((module.steps, [each.step for each in found]))
 
-    observer = observing(kit, keep=keep)
-    fit(kit, observer, module, max_steps=4)
-    steps = [0, 1, 3, 4]
-    assert handed == [(step, steps[: n + 1]) for n, step in enumerate(steps)]
+    watch = observing(kit, keep=keep)
+    fit(kit, watch, module, max_steps=4)
+    assert handed == [(0, [0]), (1, [0, 1]), (3, [0, 1, 3]), (4, [0, 1, 3, 4])]
 
 
 def test_steps_are_spaced_by_their_logarithm_and_end_with_the_run(kit):
     assert spaced(2340, 8) == [23, 45, 87, 168, 325, 628, 1212, 2340]
     assert spaced(50, 1) == [50]
-    observer = VarianceObserver(
+    watch = VarianceObserver(
         kit.examples(SIZE), Design(batch_size=DRAWN, repeats=1), points=3
     )
-    fit(kit, observer, max_steps=20)
-    assert [found.step for found in observer.measurements] == [1, 2, 20]
+    fit(kit, watch, max_steps=20)
+    assert [found.step for found in watch.measurements] == [1, 2, 20]
 
 
 # What is refused
@@ -215,14 +218,14 @@ def test_a_step_that_gradients_cannot_be_taken_of_is_refused_before_the_run(kit)
 
 
 def test_any_step_is_measured_by_a_loop(kit):
-    module, plain = Peeking().eval(), Busy().eval()
+    module, plain = Peeking(), Busy()
     plain.load_state_dict(module.state_dict())
     norms = []
     for each, way in ((module, "loop"), (plain, "vmap")):
         each.on_after_batch_transfer = lambda batch, _: batch
-        observer = observing(kit, steps=(0,), norms=way)
-        fit(kit, observer, each, max_steps=1)
-        norms.append(observer.measurements[0].probabilities["gradient_norm"])
+        watch = observing(kit, steps=(0,), norms=way)
+        fit(kit, watch, each, max_steps=1)
+        norms.append(watch.measurements[0].probabilities["gradient_norm"])
     torch.testing.assert_close(*norms, rtol=1e-4, atol=1e-7)
 
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # half a second to import, and needed only once the run is ov
 
 ROWS, COLUMNS = 4, 6  # of images, on each side
 BARS = 60  # of the histogram, at most
+HEADINGS = (  # many may be trained on as often as one another
+    "trained on most often, then highest score: label, times",
+    "trained on least often, then lowest score: label, times",
+)
 MARKS = (0.01, 0.1, 0.25)  # shares of the examples to name
 LINE, EVEN = "#20639b", "#8a8a8a"
 
@@ -64,8 +68,8 @@ def figure_of(
     loaded, trained = counter.loaded, counter.trained
     sides = ends(trained, counter.scores, loaded=loaded, at_most=ROWS * COLUMNS)
     parts = upper.subfigures(1, 2, wspace=0.04).ravel()
-    for part, which, places in zip(parts, ("most", "least"), sides, strict=True):
-        part.suptitle(f"trained on {which} often: label, times", fontsize="medium")
+    for part, heading, places in zip(parts, HEADINGS, sides, strict=True):
+        part.suptitle(heading, fontsize="medium")
         labels = data.y[places].tolist()
         shown = labels if names is None else [names[label] for label in labels]
         rows = zip(shown, trained[places].tolist(), strict=True)
