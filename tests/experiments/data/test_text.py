@@ -38,10 +38,11 @@ def test_padding_is_at_the_end_of_the_last_sequence_of_a_document():
         assert (inputs[count:] == 0).all()
 
 
-@pytest.mark.parametrize("most", range(7))
+@pytest.mark.parametrize("most", range(9))
 def test_no_more_sequences_are_made_than_are_kept(most):
-    whole, kept = sequences(DOCUMENTS, 4), sequences(DOCUMENTS, 4, most)
-    assert len(whole[0]) == 4
+    found = [*DOCUMENTS, b"pqrstuvwxyz"]
+    whole, kept = sequences(found, 4), sequences(found, 4, most)
+    assert len(whole[0]) == 7
     for one, other in zip(whole, kept, strict=True):
         assert torch.equal(one[:most], other)
         assert other.untyped_storage().nbytes() == other.nbytes  # nothing behind them
