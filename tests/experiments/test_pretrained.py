@@ -266,7 +266,8 @@ def test_fine_tuning_before_pretraining_asks_no_hub(tmp_path, monkeypatch):
 def test_code_that_comes_with_a_checkpoint_is_not_even_asked_about(
     broken, tmp_path, monkeypatch
 ):
-    code = f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Config: pass\nModel = Config"
+    left = f"open({str(tmp_path / 'ran')!r}, 'w').close()\n"
+    code = f"{left}class Config: pass\nModel = Config"
     (broken / "theirs.py").write_text(code)
     names = {"AutoConfig": "Config", "AutoModelForImageClassification": "Model"}
     own = {name: f"theirs.{kind}" for name, kind in names.items()}
