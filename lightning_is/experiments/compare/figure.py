@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from lightning_is.experiments.compare.run import Result
+from lightning_is.experiments.report import blank_figure
 
 if TYPE_CHECKING:  # half a second to import, and needed only once the runs are over
     from matplotlib.axes import Axes
@@ -47,14 +48,10 @@ def draw(
         baseline: The arm drawn in black.
         unit: What the budget is of; time, unless it says something else.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     by_arm = {name: [run for run in results if run.arm == name] for name in order}
     shown = [name for name, runs in by_arm.items() if runs]
     panels = [panel for panel in PANELS if any(map(partial(_has, panel), results))]
-    figure = Figure(figsize=(2 + 5 * len(panels), 4.8), layout="constrained")
-    FigureCanvasAgg(figure)  # a file, whatever display the machine has or lacks
+    figure = blank_figure((2 + 5 * len(panels), 4.8))
     axes = figure.subplots(1, len(panels), sharex=True)
     for axis, panel in zip(axes, panels, strict=True):
         for name in shown:

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 from lightning_is.experiments.compare.statistics import Interval
 from lightning_is.experiments.compare.table import Row, cells, columns, failed
 from lightning_is.experiments.docs import Finding
+from lightning_is.experiments.docs.results import finite
 
 
 def finding(rows: Sequence[Row], title: str, note: str) -> Finding:
@@ -47,7 +47,7 @@ def numbers_of(row: Row) -> dict[str, float]:
     found |= _ends("ratio", row.loss_ratio)
     for part, difference in (row.errors or {}).items():
         found |= _ends(f"{_key(part)}_difference", difference)
-    return {name: value for name, value in found.items() if isfinite(value)}
+    return finite(found)
 
 
 def _ends(name: str, found: Interval | None) -> Mapping[str, float]:

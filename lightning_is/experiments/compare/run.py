@@ -5,7 +5,7 @@ import logging
 import traceback
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from math import isfinite, nan
+from math import nan
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -22,6 +22,7 @@ from lightning_is.experiments.compare.referee import Referee, stored
 from lightning_is.experiments.curves import CurveRecorder, samplings
 from lightning_is.experiments.data import TensorDataModule
 from lightning_is.experiments.docs import commit
+from lightning_is.experiments.report import nulls
 from lightning_is.experiments.train import (
     cpu_threads,
     known_warnings,
@@ -169,7 +170,7 @@ def write(result: Result, job: Job) -> None:
     """Write a result with its settings, whole or not at all."""
     plain = {"settings": job.settings, **asdict(result)}
     partial = job.path.with_suffix(".partial")
-    partial.write_text(json.dumps(_nulls(plain), indent=2) + "\n")
+    partial.write_text(json.dumps(nulls(plain), indent=2) + "\n")
     partial.replace(job.path)
 
 
@@ -200,15 +201,6 @@ def _differences(one: Any, other: Any, name: str = "") -> set[str]:
         pairs = [(one.get(k), other.get(k), f"{name}.{k}".lstrip(".")) for k in keys]
         return set().union(*(_differences(*pair) for pair in pairs))
     return set() if one == other else {name}
-
-
-def _nulls(value: Any) -> Any:
-    # JSON knows no NaN; what diverged is null.
-    if isinstance(value, dict):
-        return {key: _nulls(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_nulls(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _nans(values: dict[str, Any]) -> dict[str, Any]:
