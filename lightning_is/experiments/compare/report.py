@@ -24,12 +24,12 @@ def print_rows(rows: Sequence[Row], title: str, note: str) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console.width = 150  # a file is as wide as it takes
+        console.width = 190  # a file is as wide as it takes
     for heading, part in headings(rows, title):
         names = columns(part)
         table = Table(*names, title=escape(heading), box=SIMPLE_HEAD)
         table.pad_edge = table.show_edge = False
-        table.columns[0].overflow = "fold"
+        table.columns[0].min_width = max(len(row.arm) for row in part)
         for column in table.columns[1:]:
             column.justify, column.no_wrap = "right", True
         for row in part:
