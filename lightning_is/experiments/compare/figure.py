@@ -51,7 +51,7 @@ def draw(
     by_arm = {name: [run for run in results if run.arm == name] for name in order}
     shown = [name for name, runs in by_arm.items() if runs]
     panels = [panel for panel in PANELS if any(map(partial(_has, panel), results))]
-    figure = blank_figure((2 + 5 * len(panels), 4.8))
+    figure = blank_figure((2.0 + 5.0 * len(panels), 4.8))
     axes = figure.subplots(1, len(panels), sharex=True)
     for axis, panel in zip(axes, panels, strict=True):
         for name in shown:
