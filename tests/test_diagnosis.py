@@ -17,6 +17,7 @@ from lightning_is import (
     diagnose,
 )
 from lightning_is.data import PassSource
+from lightning_is.experiments.docs import read
 from lightning_is.experiments.doctor import doctor
 from lightning_is.sampling import AlwaysOpen, Prioritized, TauGate
 from lightning_is.scoring import Loss
@@ -103,7 +104,7 @@ def test_a_step_without_a_loss_shows_nothing(kit):
 def configured(*overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("doctor", [*overrides, "model=mlp", "trainer=cpu"])
-    cfg.output_dir = "unused"
+    cfg.output_dir, cfg.title = "unused", "a title"
     return doctor(cfg)
 
 
@@ -122,6 +123,24 @@ def test_methods_are_looked_at_as_they_are_configured(method, says):
 def test_ordinary_training_has_nothing_to_report():
     with pytest.raises(ValueError, match="on a method that samples"):
         configured("method=uniform")
+
+
+def test_the_report_is_published_line_by_line(tmp_path, monkeypatch):
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    report = configured("method=trim", "publish=said")
+    found = read(tmp_path / "docs" / "results" / "said.json")
+    assert found.title == "a title"
+    assert [line for (line,) in found.rows] == str(report).splitlines()
+
+
+def test_a_report_that_cannot_be_published_is_refused_before_it_is_made(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lightning_is.experiments.doctor.diagnose", None)
+    with pytest.raises(ValueError, match="root of a clone"):
+        configured("method=trim", "publish=said")
 
 
 def test_the_program_prints_the_report_and_leaves_nothing_behind(tmp_path):

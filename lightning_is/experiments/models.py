@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_is.experiments.norms import NORMS, Norm, check_norm
+
 
 class MLP(nn.Module):
     """A fully connected network on flattened inputs.
@@ -46,6 +48,11 @@ class SmallCNN(nn.Module):
         channels: Of the images: 1 if grey, 3 in colour.
         classes: Logits to return.
         width: Channels of the first convolution; the others have 2 and 4 times as many.
+        norm: After each convolution: over the batch, over eight groups of channels, or
+            over each example whole; None is none.
+
+    Raises:
+        ValueError: If ``norm`` is unknown.
 
     Example:
         >>> import torch
@@ -53,12 +60,16 @@ class SmallCNN(nn.Module):
         torch.Size([2, 10])
     """
 
-    def __init__(self, channels: int, classes: int, *, width: int = 16) -> None:
+    def __init__(
+        self, channels: int, classes: int, *, width: int = 16, norm: Norm | None = None
+    ) -> None:
         super().__init__()
+        if norm is not None:
+            check_norm(norm)
         self.backbone = nn.Sequential(
-            *(nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(2 * width, 4 * width, 3, padding=1), nn.ReLU()),
+            *(*_convolution(channels, width, norm), nn.MaxPool2d(2)),
+            *(*_convolution(width, 2 * width, norm), nn.MaxPool2d(2)),
+            *_convolution(2 * width, 4 * width, norm),
             nn.AdaptiveAvgPool2d(4),  # the head is the same for images of every size
             nn.Flatten(),
         )
@@ -70,3 +81,10 @@ class SmallCNN(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
         logits: Tensor = self.head(self.backbone(x))
         return logits
+
+
+def _convolution(into: int, out: int, norm: Norm | None) -> list[nn.Module]:
+    # What normalises shifts as well, so a bias would be one too many.
+    convolution = nn.Conv2d(into, out, 3, padding=1, bias=norm is None)
+    between = [] if norm is None else [NORMS[norm](out)]
+    return [convolution, *between, nn.ReLU()]

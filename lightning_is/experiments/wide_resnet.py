@@ -1,21 +1,11 @@
 """Wide residual networks for small images."""
 
-from collections.abc import Callable
-from typing import Literal, TypeAlias
-
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-Norm: TypeAlias = Literal["batch", "group", "layer"]
-
-NORMS: dict[Norm, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm2d,
-    # Eight groups divide every width of the network: 16 and multiples of it.
-    "group": lambda channels: nn.GroupNorm(8, channels),
-    "layer": lambda channels: nn.GroupNorm(1, channels),
-}
+from lightning_is.experiments.norms import NORMS, Norm, check_norm
 
 
 class WideResNet(nn.Module):
@@ -59,8 +49,7 @@ class WideResNet(nn.Module):
                 f"`depth` must be 6 n + 4 for n blocks in a group, got {depth}. Take "
                 "10, 16, 22, 28 or 40."
             )
-        if norm not in NORMS:
-            raise ValueError(f"`norm` must be one of {list(NORMS)}, got {norm!r}.")
+        check_norm(norm)
         widths = [16, 16 * width, 32 * width, 64 * width]
         blocks: list[nn.Module] = []
         for group in range(3):

@@ -3,13 +3,13 @@
 import csv
 import itertools
 import json
-import os
-import subprocess
-import sys
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
+from time import sleep
 
 import pytest
 import torch
@@ -20,12 +20,13 @@ from torch import nn
 
 from lightning_is import ImportanceSamplingCallback
 from lightning_is.experiments.classifier import Classifier
-from lightning_is.experiments.compare import compare, meter
+from lightning_is.experiments.compare import compare, jobs, meter
 from lightning_is.experiments.compare.arms import composed
 from lightning_is.experiments.compare.budget import Budget, Point
 from lightning_is.experiments.compare.figure import draw, on_grid, style
 from lightning_is.experiments.compare.jobs import _outcome, check, plan
 from lightning_is.experiments.compare.meter import Stopwatch, parse_budget
+from lightning_is.experiments.compare.program import heading
 from lightning_is.experiments.compare.referee import Measured, Referee, stored
 from lightning_is.experiments.compare.report import print_rows, write_markdown
 from lightning_is.experiments.compare.run import (
@@ -38,6 +39,7 @@ from lightning_is.experiments.compare.run import (
 )
 from lightning_is.experiments.compare.table import summarise, write_runs
 from lightning_is.experiments.data import Digits
+from tests.programs import run_program
 
 ROOT = Path(__file__).parents[2]
 TINY = ["data=digits", "model=mlp", "budget=0.3", "points=4"]
@@ -291,6 +293,13 @@ def test_the_clock_suits_the_accelerator(tmp_path):
         clock("trainer=gpu", "clock=cpu")
 
 
+def test_figures_are_named_and_titled_by_their_budget(tmp_path):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("compare", configured(tmp_path, *TINY, "budget=10s"))
+    assert heading(cfg) == "a title: 10 s of CPU time of one thread"
+    assert heading(cfg, 0.3) == "a title: 3 s of CPU time of one thread"
+
+
 def test_runs_side_by_side_are_not_timed_by_the_wall(tmp_path):
     planned(tmp_path, *TWO, "jobs=2")
     planned(tmp_path, *TWO, "clock=wall")
@@ -303,6 +312,24 @@ def test_a_run_that_does_not_use_its_budget_has_failed(tmp_path, monkeypatch):
     job.settings["trainer"]["max_steps"] = 5
     assert "A run must use its budget, got one that ended at" in str(execute(job))
     assert not job.path.exists()
+
+
+def test_after_an_interrupt_no_run_begins(monkeypatch):
+    begun = []
+
+    def run(job):
+        begun.append(job)
+        sleep(0.05)
+
+    monkeypatch.setattr(jobs, "execute", run)
+    monkeypatch.setattr(
+        jobs, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1)
+    )
+    runs = jobs.executed([result("a", n, 0.1) for n in range(20)], 2)
+    with suppress(StopIteration):
+        next(runs)
+    runs.close()
+    assert 1 <= len(begun) < 10
 
 
 def test_a_worker_that_died_is_said_to_have_failed():
@@ -352,15 +379,7 @@ def test_a_method_that_fails_costs_the_others_nothing(tmp_path, capsys):
 def test_the_program_makes_runs_in_processes_of_their_own(tmp_path):
     arguments = [*TINY, "methods=[trim]", "seeds=[0]", "jobs=2", "out=here"]
     arguments += ["baseline=trim"]
-    done = subprocess.run(  # noqa: S603 - our own program and arguments
-        [sys.executable, ROOT / "scripts" / "compare.py", *arguments],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_program("compare.py", *arguments, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     assert "mlp on digits" in done.stdout
@@ -430,6 +449,19 @@ def test_the_table_is_printed_and_written(tmp_path, capsys):
     header = (tmp_path / "runs.csv").read_text().splitlines()[0].split(",")
     assert len(header) == len(set(header))
     assert float(lines[0]["test_error"]) == 0.25
+
+
+def test_names_of_arms_keep_their_place_among_many_columns(capsys):
+    name, parts = "stale_selective_backprop", {"common": 0.125, "rare": 0.25}
+    runs = [
+        Result(
+            arm, seed, 1.0, 0.05, 0.5, [replace(point(loss, 0.1, 8.0, 9), errors=parts)]
+        )
+        for arm, loss in ((name, 0.123), ("uniform", 0.321))
+        for seed in (0, 1)
+    ]
+    print_rows(summarise(runs, {}, grid=[0.05, 0.1]), "title", "a note")
+    assert name in capsys.readouterr().out
 
 
 def test_many_methods_look_different_and_uniform_is_black():

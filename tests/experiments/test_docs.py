@@ -36,6 +36,7 @@ FOUND = Results(
 def look_up(name: str) -> Results:
     known = {"found": FOUND, "bare": replace(FOUND, columns=[], rows=[])}
     known["more"] = replace(FOUND, rows=[["uniform", "1"]], commit="unknown")
+    known["printed"] = replace(FOUND, columns=["report"], rows=[["a  | b"], ["  c"]])
     known["other"] = replace(FOUND, columns=["method", "error"])
     if name not in known:
         raise LookupError(f"There are: {', '.join(known)}.")
@@ -57,7 +58,7 @@ def test_every_file_of_results_can_be_read_and_is_shown():
     shown = "".join(path.read_text() for path in PAGES)
     for path in (ROOT / "docs" / "results").glob("*.json"):
         read(path)
-        assert re.search(rf"<!-- (table|n): [^>]*\b{path.stem}\b", shown), path
+        assert re.search(rf"<!-- (table|text|n): [^>]*\b{path.stem}\b", shown), path
 
 
 def test_what_the_documents_link_to_is_there_and_small():
@@ -113,6 +114,18 @@ def test_a_table_takes_the_rows_of_several_results():
     assert done.count("A note.") == 1
     assert "`0123456789`" in done
     assert "at an unknown commit" in done
+
+
+def test_a_text_is_shown_as_it_was_printed_and_says_where_it_comes_from():
+    text = "<!-- text: printed -->\n<!-- end -->\n"
+    done, changes = filled(text, "page.md", look_up)
+    assert done == (
+        "<!-- text: printed -->\n\n```text\na  | b\n  c\n```\n\n"
+        "two methods: `python scripts/compare.py` at commit `0123456789`; "
+        "2026-01-31, torch 2.6.0, 2 cores, a processor.\n\n<!-- end -->\n"
+    )
+    assert changes == [(1, "text: printed")]
+    assert filled(done, "page.md", look_up) == (done, [])
 
 
 def test_changed_code_is_told():
@@ -172,6 +185,9 @@ def test_other_comments_are_left_as_they_are():
         ),
         ("<!-- table: bare -->\n<!-- end -->", r"and some, got \(\)"),
         ("<!-- table: -->\n<!-- end -->", "got no name"),
+        ("a <!-- text: printed -->\n<!-- end -->", "lines of their own"),
+        ("<!-- text: found -->\n<!-- end -->", "one column.*'method', 'loss'"),
+        ("<!-- text: no -->\n<!-- end -->", r"got 'no'\. There are"),
     ],
 )
 def test_a_marker_that_cannot_be_filled_in_is_refused_by_file_and_line(text, message):

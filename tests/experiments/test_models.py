@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lightning_is.experiments.models import MLP, SmallCNN
+from lightning_is.experiments.norms import check_norm
 from lightning_is.experiments.wide_resnet import WideResNet
 
 SMALL_WRN = partial(WideResNet, depth=10, width=1)
@@ -14,6 +15,9 @@ NETWORKS = [  # a new network joins here
     pytest.param(lambda: MLP(features=64, classes=10), (1, 8, 8), id="mlp"),
     pytest.param(lambda: SmallCNN(channels=1, classes=10), (1, 8, 8), id="cnn-8"),
     pytest.param(lambda: SmallCNN(channels=3, classes=10), (3, 32, 32), id="cnn-32"),
+    pytest.param(
+        lambda: SmallCNN(channels=1, classes=10, norm="batch"), (1, 8, 8), id="cnn-bn"
+    ),
     pytest.param(lambda: SMALL_WRN(norm="batch"), (3, 16, 16), id="wrn-batch"),
     pytest.param(lambda: SMALL_WRN(norm="group"), (3, 16, 16), id="wrn-group"),
     pytest.param(
@@ -54,11 +58,23 @@ def test_wrn_28_2_has_the_published_size():
     assert sum(p.numel() for p in WideResNet().parameters()) == 1_467_610
 
 
+SMALL_CNN = partial(SmallCNN, channels=3, classes=10)
+
+
 @pytest.mark.parametrize(
-    ("norm", "alone"), [("batch", False), ("group", True), ("layer", True)]
+    ("make", "norm", "alone"),
+    [
+        (SMALL_WRN, "batch", False),
+        (SMALL_WRN, "group", True),
+        (SMALL_WRN, "layer", True),
+        (SMALL_CNN, "batch", False),
+        (SMALL_CNN, "group", True),
+        (SMALL_CNN, "layer", True),
+        (SMALL_CNN, None, True),
+    ],
 )
-def test_only_batch_norm_couples_the_examples_of_a_batch(norm, alone):
-    net, x = SMALL_WRN(norm=norm).train(), torch.randn(4, 3, 8, 8)
+def test_only_batch_norm_couples_the_examples_of_a_batch(make, norm, alone):
+    net, x = make(norm=norm).train(), torch.randn(4, 3, 8, 8)
     assert torch.allclose(net(x)[:2], net(x[:2]), atol=1e-5) is alone
 
 
@@ -72,3 +88,15 @@ def test_dropout_acts_in_training_only():
 def test_a_depth_that_fills_no_groups_is_refused(depth):
     with pytest.raises(ValueError, match=f"6 n \\+ 4 .* got {depth}"):
         WideResNet(depth=depth)
+
+
+def test_an_unknown_normalisation_is_refused():
+    with pytest.raises(ValueError, match="batch, group, layer, got 'instance'"):
+        check_norm("instance")
+
+
+def test_each_convolution_of_the_cnn_is_normalised():
+    norms = [
+        m for m in SMALL_CNN(norm="batch").modules() if isinstance(m, nn.BatchNorm2d)
+    ]
+    assert [norm.num_features for norm in norms] == [16, 32, 64]

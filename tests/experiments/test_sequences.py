@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from lightning_is.experiments.compare import compare
 from lightning_is.experiments.data import hub
 from lightning_is.experiments.doctor import doctor
 from lightning_is.experiments.train import train
+from tests.programs import run_program
 
 datasets = pytest.importorskip("datasets")
 ROOT = Path(__file__).parents[2]
@@ -125,15 +124,7 @@ def test_the_program_trains_on_a_text_file_without_a_network(tmp_path):
     (tmp_path / "my.txt").write_text("the cat sat on the mat\n" * 300)
     words = [w for w in TEXT if "share" not in w]
     mine = ["data=text", "data.path=my.txt", "hydra.run.dir=run"]
-    done = subprocess.run(  # noqa: S603 - our own program and arguments
-        [sys.executable, ROOT / "scripts" / "train.py", *words, *mine, *QUICK],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_program("train.py", *words, *mine, *QUICK, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "trim on text" in done.stdout
     assert "test/perplexity" in done.stdout

@@ -6,11 +6,10 @@ does not survive.
 
 from functools import partial
 
-import lightning as L
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lightning_is import ImportanceSamplingCallback
 from lightning_is.experiments.language_model import LanguageModel
@@ -22,43 +21,10 @@ from lightning_is.experiments.token_losses import (
 )
 from lightning_is.experiments.transformer import Transformer
 from lightning_is.sampling import AlwaysOpen
+from tests.updates import OneStepFromTheSameStart, Repeated
 
 SEEDS, PRESAMPLE, DRAWN, T, V, LR = 200, 16, 4, 8, 7, 0.1
 LENGTHS = torch.tensor([1, 2, 3, T]).repeat(PRESAMPLE // 4)
-
-
-class Repeated(Dataset):
-    """The same presample again and again."""
-
-    def __init__(self, batch):
-        self.batch = batch
-
-    def __len__(self):
-        return SEEDS
-
-    def __getitem__(self, index):
-        return self.batch
-
-
-class OneStepFromTheSameStart(L.Callback):
-    """Note each step's update, then go back and take the next seed."""
-
-    def __init__(self, sampling):
-        self.sampling, self.updates, self.start = sampling, [], None
-
-    def on_train_start(self, trainer, pl_module):
-        self.start = nn.utils.parameters_to_vector(pl_module.parameters()).detach()
-        self._seed(0)
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        now = nn.utils.parameters_to_vector(pl_module.parameters()).detach()
-        self.updates.append(now - self.start)
-        nn.utils.vector_to_parameters(self.start.clone(), pl_module.parameters())
-        self._seed(batch_idx + 1)
-
-    def _seed(self, seed):
-        state = self.sampling.state_dict() | {"seed": seed, "draws": 0}
-        self.sampling.load_state_dict(state)
 
 
 def updates_and_expected(kit, loss):
@@ -72,7 +38,7 @@ def updates_and_expected(kit, loss):
     expected = -LR * nn.utils.parameters_to_vector(gradients).double()
     sampling = ImportanceSamplingCallback(DRAWN, gate=AlwaysOpen(), report=False)
     recorder = OneStepFromTheSameStart(sampling)
-    data = DataLoader(Repeated([x, labels]), batch_size=None)
+    data = DataLoader(Repeated([x, labels], SEEDS), batch_size=None)
     kit.trainer(sampling, recorder, log_every_n_steps=10**9).fit(module, data)
     return torch.stack(recorder.updates).double(), expected
 

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
@@ -26,6 +24,7 @@ from lightning_is.experiments.variance.program import observe
 from lightning_is.experiments.variance.record import Measurement, Row
 from lightning_is.experiments.variance.tables import cells, write_markdown
 from lightning_is.sampling import Proportional
+from tests.programs import run_program
 
 ROOT = Path(__file__).parents[2]
 ARMS = [(arm.selection, arm.score) for arm in arms(Proportional())]
@@ -70,15 +69,7 @@ def trained(tmp_path):
 
 def test_the_program_leaves_tables_figures_and_numbers(tmp_path):
     words = [*TINY, "points=3", "hydra.run.dir=o"]
-    done = subprocess.run(  # noqa: S603 - our own program and arguments
-        [sys.executable, ROOT / "scripts" / "variance_reduction.py", *words],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_program("variance_reduction.py", *words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     assert "a title: 25 drawn of 200" in done.stdout

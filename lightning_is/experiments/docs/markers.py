@@ -1,9 +1,10 @@
 """Markers in Markdown: what stands between two comments is written by a program.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``, each in a line of
-its own; several names put the rows of several results into one table. A number stands
-between ``<!-- n: NAME.path.to.value:.2f -->`` and ``<!-- / -->``, within a line; what
-follows the colon is a format of Python's. Code shows markers as they are.
+its own; several names put the rows of several results into one table. With ``text`` in
+place of ``table``, one of a single column is shown as lines that a program printed. A
+number stands between ``<!-- n: NAME.path.to.value:.2f -->`` and ``<!-- / -->``, within
+a line; what follows the colon is a format of Python's. Code shows markers as they are.
 """
 
 import re
@@ -21,7 +22,7 @@ _CODE = re.compile(
     r"^ {0,3}(```+|~~~+)[^\n]*\n.*?(?:^ {0,3}\1[^\n]*$|\Z)|`[^`\n]+`",
     re.DOTALL | re.MULTILINE,
 )
-_CLOSES = {"table": "end", "n": "/"}
+_CLOSES = {"table": "end", "text": "end", "n": "/"}
 
 
 class MarkerError(ValueError):
@@ -45,7 +46,7 @@ class _Mark(NamedTuple):
 
     start: int
     end: int
-    kind: str  # table, n, end or /
+    kind: str  # table, text, n, end or /
     argument: str
 
 
@@ -70,8 +71,7 @@ def filled(text: str, where: str, look_up: LookUp) -> tuple[str, list[Change]]:
     for opening, closing in _pairs(text, where):
         place = f"{where}:{_line(text, opening.start)}"
         before = text[opening.end : closing.start]
-        render = _table if opening.kind == "table" else _number
-        after = render(text, opening, closing, look_up, place)
+        after = _RENDERS[opening.kind](text, opening, closing, look_up, place)
         if after != before:
             name = f"{opening.kind}: {opening.argument}"
             changes.append(Change(_line(text, opening.start), name))
@@ -101,8 +101,8 @@ def _pairs(text: str, where: str) -> Iterator[tuple[_Mark, _Mark]]:
 def _lone(text: str, where: str, mark: _Mark, got: str) -> MarkerError:
     return MarkerError(
         f"{where}:{_line(text, mark.start)}: A marker must begin and end, <!-- table: "
-        f"NAME --> by <!-- end --> and <!-- n: NAME.value --> by <!-- / -->, got "
-        f"{mark.kind!r} and {got}. Add the other half, or delete this one."
+        "NAME --> and <!-- text: NAME --> by <!-- end -->, <!-- n: NAME.value --> by "
+        f"<!-- / -->, got {mark.kind!r} and {got}. Add the other half, or delete this one."
     )
 
 
@@ -125,11 +125,7 @@ def _marks(text: str, where: str) -> Iterator[_Mark]:
 def _table(
     text: str, opening: _Mark, closing: _Mark, look_up: LookUp, place: str
 ) -> str:
-    if not (_alone(text, opening) and _alone(text, closing)):
-        raise MarkerError(
-            f"{place}: The markers of a table must stand in lines of their own, got "
-            "something beside them. Break the lines."
-        )
+    _check_alone(text, opening, closing, place)
     found = [_looked_up(look_up, name, place) for name in opening.argument.split()]
     columns = {tuple(results.columns) for results in found}
     if len(columns) != 1 or not found[0].columns:
@@ -139,6 +135,20 @@ def _table(
             f"{shown}. Give each table its own marker."
         )
     return f"\n\n{markdown(found)}\n\n"
+
+
+def _text(
+    text: str, opening: _Mark, closing: _Mark, look_up: LookUp, place: str
+) -> str:
+    _check_alone(text, opening, closing, place)
+    found = _looked_up(look_up, opening.argument, place)
+    if len(found.columns) != 1:
+        raise MarkerError(
+            f"{place}: A text needs results with one column, its lines, got "
+            f"{found.columns}. Show others as a table."
+        )
+    lines = "\n".join(line for (line,) in found.rows)
+    return f"\n\n```text\n{lines}\n```\n\n{origin(found)}\n\n"
 
 
 def markdown(found: list[Results]) -> str:
@@ -169,6 +179,14 @@ def _commit(name: str) -> str:
     if commit == "unknown":
         return "an unknown commit"
     return f"commit `{commit[:10]}`{' with changes' if dirty else ''}"
+
+
+def _check_alone(text: str, opening: _Mark, closing: _Mark, place: str) -> None:
+    if not (_alone(text, opening) and _alone(text, closing)):
+        raise MarkerError(
+            f"{place}: The markers of a table or a text must stand in lines of their "
+            "own, got something beside them. Break the lines."
+        )
 
 
 def _alone(text: str, mark: _Mark) -> bool:
@@ -202,6 +220,9 @@ def _number(
             f"{place}: The format of a number must be one of Python's, got "
             f"{spec.strip()!r} for {number}: {error}. Write :.2f, :.0% or :d, say."
         ) from error
+
+
+_RENDERS = {"table": _table, "text": _text, "n": _number}
 
 
 def _looked_up(look_up: LookUp, name: str, place: str) -> Results:
