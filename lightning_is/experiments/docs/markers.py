@@ -102,7 +102,7 @@ def _lone(text: str, where: str, mark: _Mark, got: str) -> MarkerError:
     return MarkerError(
         f"{where}:{_line(text, mark.start)}: A marker must begin and end, <!-- table: "
         "NAME --> and <!-- text: NAME --> by <!-- end -->, <!-- n: NAME.value --> by "
-        f"<!-- / -->, got {mark.kind!r} and {got}. Add the other half, or delete this one."
+        f"<!-- / -->, got {mark.kind!r} and {got}. Add the other half, or delete it."
     )
 
 
