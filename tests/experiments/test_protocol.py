@@ -23,7 +23,7 @@ from lightning_is.experiments.compare.referee import Referee, measurable
 from lightning_is.experiments.compare.run import Result, read
 from lightning_is.experiments.compare.statistics import differences, interval, ratios
 from lightning_is.experiments.compare.table import summarise
-from lightning_is.experiments.compare.tuning import trials, tuned
+from lightning_is.experiments.compare.tuning import hopeless, trials, tuned
 from lightning_is.experiments.data.rare_hard import RareHard
 
 ROOT = Path(__file__).parents[2]
@@ -296,6 +296,12 @@ def test_the_rate_with_the_lowest_mean_loss_is_chosen():
     assert tuned(tries, "val_loss") == by_val
     by_error = {("a", 1.0): 0.2, ("b", 1.0): 0.2, ("b", 3.0): 0.1}
     assert tuned(tries, "val_error") == by_error
+    said = "; trials diverged or failed: a at 0.2, a at 0.3"
+    assert hopeless(tries, "train_loss") == said
+    assert hopeless(tries, "val_loss") == "; trials diverged or failed: a at 0.3"
+    assert hopeless(tries[-2:-1], "val_loss") == ""
+    lost = [trial("b", 0.1, math.nan, 0.9, 0.3)]
+    assert hopeless(lost, "train_loss").endswith(": b at 0.1 (30% of the budget)")
 
 
 def test_every_arm_gets_the_same_trials_in_every_budget(tmp_path):
@@ -344,6 +350,14 @@ def test_an_arm_whose_trials_fail_is_named_and_not_run(tmp_path, capsys):
 def test_tuning_without_sense_is_refused(own, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         planned(tmp_path, *TWO, *own, tries=True)
+
+
+def test_rates_at_which_trials_diverge_are_named_under_the_table(tmp_path, capsys):
+    own = [*TINY, "methods=[uniform]", "clock=cost", "budget=5k"]
+    assert compared(tmp_path, *own, "rates=[1e9,0.05]") == 0
+    told = "; trials diverged or failed: uniform at 1e+09\n"
+    assert told in (tmp_path / "table.md").read_text()
+    assert told.strip() in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_tuned_comparison_uses_what_it_chose(tmp_path, capsys):

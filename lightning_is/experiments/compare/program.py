@@ -27,7 +27,12 @@ from lightning_is.experiments.compare.table import (
     summarise,
     write_runs,
 )
-from lightning_is.experiments.compare.tuning import trials, tuned, write_trials
+from lightning_is.experiments.compare.tuning import (
+    hopeless,
+    trials,
+    tuned,
+    write_trials,
+)
 from lightning_is.experiments.docs import check_target, publish
 
 
@@ -60,12 +65,12 @@ def compare(cfg: DictConfig, overrides: Sequence[str]) -> int:
         write_trials(tries, cfg.tuned_by, folder / "tuning.csv")
     write_runs(results, folder / "runs.csv")
     rows = summarise(results, failures, cfg.baseline, cfg.rates or ())
-    title = heading(cfg)
-    write_markdown(rows, title, note(cfg.baseline), folder / "table.md")
+    title, told = heading(cfg), note(cfg.baseline) + hopeless(tries, cfg.tuned_by)
+    write_markdown(rows, title, told, folder / "table.md")
     draw_all(results, rows, folder, cfg)
-    print_rows(rows, f"{title}\n{folder}", note(cfg.baseline))
+    print_rows(rows, f"{title}\n{folder}", told)
     if cfg.publish is not None:
-        found = finding(rows, title, note(cfg.baseline))
+        found = finding(rows, title, told)
         figure = folder / figure_name(1.0 if 1 in cfg.shares else max(cfg.shares))
         commits = [run.commit for run in results]
         shown = figure if figure.is_file() else None  # where all have failed

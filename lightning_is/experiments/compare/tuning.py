@@ -99,6 +99,21 @@ def _means(losses: Mapping[float, Sequence[float]]) -> dict[float, float]:
     return {r: fmean(of) if len(of) == most else inf for r, of in losses.items()}
 
 
+def hopeless(results: Sequence[Result], by: Criterion) -> str:
+    """Name the rates that no trial, or not every one, came to an end with.
+
+    Returns:
+        Words that follow those on a table's columns; none if all ended well.
+    """
+    named = [
+        f"{arm} at {rate:g}" + f" ({share:.0%} of the budget)" * (share != 1)
+        for (arm, share), losses in _losses(results, by).items()
+        for rate, loss in losses.items()
+        if not isfinite(loss)
+    ]
+    return f"; trials diverged or failed: {', '.join(named)}" if named else ""
+
+
 def write_trials(results: Sequence[Result], by: Criterion, path: Path) -> None:
     """Write mean losses of every arm, budget and rate as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:
