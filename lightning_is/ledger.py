@@ -11,10 +11,10 @@ from torch import Tensor
 from lightning_is import host
 from lightning_is.monitor import Readback, sent
 from lightning_is.progress import Progress
+from lightning_is.sampling import numerics
 from lightning_is.sampling.costs import Timing
 from lightning_is.sampling.gate import Evidence, Gate, Sizes
 from lightning_is.sampling.moments import evidence, moments, no_moments, only_faults
-from lightning_is.sampling.numerics import check_scores, even_unless_finite
 from lightning_is.settings import Settings
 from lightning_is.skips import Skips
 from lightning_is.step import Step
@@ -86,9 +86,9 @@ class Ledger:
             overflows: Whether they come from a backward pass that may overflow by
                 design: then they are no fault, and no evidence.
         """
-        if not (overflows or self._settings.forgives):
+        if not (overflows or self._settings.forgives) or numerics.seen_finite(scores):
             return self._moments(scores)
-        kept, finite = even_unless_finite(scores)
+        kept, finite = numerics.even_unless_finite(scores)
         packed = self._moments(kept)
         instead = no_moments(self._sizes, scores.device)
         if not overflows:
@@ -117,8 +117,8 @@ class Ledger:
         forgives = self._settings.forgives
         if overflows or not (chosen or forgives):
             return None
-        if scores.device.type == "cpu" and bool(torch.isfinite(scores).all()):
-            return None  # looking there is free
+        if numerics.seen_finite(scores):
+            return None
         return only_faults(scores, self._sizes, forgiving=forgives)
 
     @property
@@ -191,7 +191,7 @@ class Ledger:
         faults, forgiven = packed[3:5]
         if faults > 0:
             if self._scores is not None:
-                check_scores(self._scores)
+                numerics.check_scores(self._scores)
             raise ValueError(
                 f"Scores must be finite and at least 0, got {faults:.0f} that are "
                 "not on another rank. Its message says which."

@@ -51,6 +51,16 @@ def even_unless_finite(
     return torch.where(finite, scores, torch.ones_like(scores)), finite
 
 
+def seen_finite(scores: Float[Tensor, " B"]) -> bool:
+    """Whether all scores are seen to be finite: on a CPU, where looking is free.
+
+    Example:
+        >>> seen_finite(torch.tensor([3.0, float("nan")]))
+        False
+    """
+    return scores.device.type == "cpu" and bool(torch.isfinite(scores).all())
+
+
 def check_scores(scores: Float[Tensor, " B"]) -> None:
     """Refuse scores that are NaN, infinite or negative. Waits for the device.
 

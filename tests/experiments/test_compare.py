@@ -325,7 +325,8 @@ def test_after_an_interrupt_no_run_begins(monkeypatch):
     monkeypatch.setattr(
         jobs, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1)
     )
-    runs = jobs.executed([result("a", n, 0.1) for n in range(20)], 2)
+    many = [Job("a", seed, 1.0, None, {}, Path()) for seed in range(20)]
+    runs = jobs.executed(many, 2)
     with suppress(StopIteration):
         next(runs)
     runs.close()
