@@ -98,12 +98,13 @@ class Ledger:
     def _moments(self, scores: Tensor) -> Tensor:
         presample, plan = max(self.presample_size, 1), self._settings.plan
         probs, draws = plan.distribution(scores), []
+        steps = host.steps_of_a_presample(self._trainer)
         for size in self._candidates(presample):
             share = size / presample
             drawn = min(max(1, round(share * len(scores))), len(scores))
-            whole = min(drawn * host.steps_of_a_presample(self._trainer), len(scores))
+            whole = min(drawn * steps, len(scores))
             draws.append((drawn, plan.selection.expected_counts(probs, whole)))
-        return moments(scores, draws, plan.selection)
+        return moments(scores, draws, plan.selection, several=steps > 1)
 
     def look(self, step: Step, *, due: bool) -> Tensor | None:
         """Return the moments of a step, if they are due or nobody has looked yet."""

@@ -11,6 +11,7 @@ from lightning_is import (
     ImportanceSamplingCallback,
     OversamplingDataModule,
     fidelity,
+    ledger,
     scoring_pass,
 )
 from lightning_is.fidelity import inflation
@@ -171,6 +172,21 @@ def test_the_gain_of_one_batch_of_several_is_that_of_its_noise():
     packed = moments(norms, [(size, counts)], systematic).tolist()
     found = evidence(packed, 30, size).effective_batch
     assert found == pytest.approx((second / size / noise).item(), rel=0.1)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_batches_are_taken_for_several_where_they_share_a_presample(
+    every, kit, monkeypatch
+):
+    seen = []
+
+    def spy(*given, several):
+        seen.append(several)
+        return moments(*given, several=several)
+
+    monkeypatch.setattr(ledger, "moments", spy)
+    fit(kit, every, gate=EfficiencyGate("assumed"), max_epochs=8)
+    assert set(seen) == {every > 1}
 
 
 @pytest.mark.parametrize(

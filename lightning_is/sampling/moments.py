@@ -17,6 +17,8 @@ def moments(
     scores: Float[Tensor, " n"],
     draws: Sequence[tuple[int, Float[Tensor, " n"]]],
     selection: Selection,
+    *,
+    several: bool = True,
 ) -> Float[Tensor, " k"]:
     """Pack what the scores of one presample show, so that ranks can add theirs up.
 
@@ -26,6 +28,7 @@ def moments(
         draws: Of each size, in ``[1, n]``, how often every example is drawn on average;
             in several batches together, if that comes to as many times the size.
         selection: Draws them.
+        several: Whether a draw may be of several batches; False saves a look at that.
 
     Returns:
         ``n``, the sums of the scores and of their squares, the number of scores at
@@ -40,11 +43,17 @@ def moments(
     for size, counts in draws:
         packed.append(wide.new_full((), float(size)))
         noise = selection.noise(wide, counts) * len(scores) ** 2
-        # A batch that is one of several has the noise of being picked from them, too.
-        shared = (counts.sum() / size).round() - 1
-        squares = torch.where(wide > 0, wide.square() / precise(counts), 0.0)
-        packed.append(noise + shared * squares.sum())
+        packed.append(noise + _picking(wide, size, counts) if several else noise)
     return torch.stack(packed)
+
+
+def _picking(
+    scores: Float[Tensor, " n"], size: int, counts: Float[Tensor, " n"]
+) -> Float[Tensor, ""]:
+    """Noise of being picked from several batches, for one of them; 0 if it is alone."""
+    shared = (counts.sum() / size).round() - 1
+    squares = torch.where(scores > 0, scores.square() / precise(counts), 0.0)
+    return shared * squares.sum()
 
 
 def only_faults(

@@ -120,6 +120,17 @@ def test_every_candidate_size_has_a_gain_of_its_own():
     assert found.effective_batch == found.gains[1]
 
 
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_batch_that_is_alone_has_no_noise_of_being_picked(plan):
+    scores = lognormal(48, seed=0)
+    draws = [(size, plan.expected_counts(scores, size)) for size in (6, 12)]
+    alone = moments(scores, draws, plan.selection, several=False)
+    torch.testing.assert_close(alone, moments(scores, draws, plan.selection))
+    together = [(6, plan.expected_counts(scores, 12))]
+    several = moments(scores, together, plan.selection)
+    assert several[-1] > moments(scores, together, plan.selection, several=False)[-1]
+
+
 def test_what_tells_of_faults_alone_is_no_evidence_and_fits_the_moments():
     scores, plan = torch.tensor([1.0, 2.0, 0.0]), ImportancePlan()
     whole = moments(scores, [(1, scores / 3), (2, scores)], plan.selection)
