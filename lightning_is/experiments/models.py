@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_is.experiments.norms import NORMS, Norm, check_norm
+from lightning_is.experiments.norms import Norm, normalisation
 
 
 class MLP(nn.Module):
@@ -52,7 +52,7 @@ class SmallCNN(nn.Module):
             over each example whole; None is none.
 
     Raises:
-        ValueError: If ``norm`` is unknown.
+        ValueError: If ``norm`` is unknown, or the channels cannot be grouped.
 
     Example:
         >>> import torch
@@ -64,8 +64,6 @@ class SmallCNN(nn.Module):
         self, channels: int, classes: int, *, width: int = 16, norm: Norm | None = None
     ) -> None:
         super().__init__()
-        if norm is not None:
-            check_norm(norm)
         self.backbone = nn.Sequential(
             *(*_convolution(channels, width, norm), nn.MaxPool2d(2)),
             *(*_convolution(width, 2 * width, norm), nn.MaxPool2d(2)),
@@ -86,5 +84,5 @@ class SmallCNN(nn.Module):
 def _convolution(into: int, out: int, norm: Norm | None) -> list[nn.Module]:
     # What normalises shifts as well, so a bias would be one too many.
     convolution = nn.Conv2d(into, out, 3, padding=1, bias=norm is None)
-    between = [] if norm is None else [NORMS[norm](out)]
+    between = [] if norm is None else [normalisation(norm, out)]
     return [convolution, *between, nn.ReLU()]

@@ -1,28 +1,42 @@
 """Normalisation between convolutions, by name."""
 
-from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
 Norm: TypeAlias = Literal["batch", "group", "layer"]
 
-NORMS: dict[Norm, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm2d,
-    # Eight groups divide 16 channels and their multiples, of which the networks are.
-    "group": lambda channels: nn.GroupNorm(8, channels),
-    "layer": lambda channels: nn.GroupNorm(1, channels),
-}
-"""Makes the module for a number of channels. Only the first couples examples."""
+GROUPS = 8  # of channels, for "group"
 
 
-def check_norm(norm: str) -> None:
-    """Refuse a normalisation that is not known.
+def normalisation(norm: str, channels: int) -> nn.Module:
+    """Normalise over the batch, over eight groups of channels, or each example whole.
+
+    Only the first couples the examples of a batch.
+
+    Args:
+        norm: ``"batch"``, ``"group"`` or ``"layer"``.
+        channels: Of the images.
 
     Raises:
-        ValueError: If ``norm`` is none of `NORMS`.
+        ValueError: If ``norm`` is unknown, or the channels cannot be grouped.
+
+    Example:
+        >>> normalisation("layer", 16)
+        GroupNorm(1, 16, eps=1e-05, affine=True)
     """
-    if norm not in NORMS:
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "layer":
+        return nn.GroupNorm(1, channels)
+    if norm != "group":
         raise ValueError(
-            f"`norm` must be one of {', '.join(NORMS)}, got {norm!r}. Choose one."
+            f"`norm` must be one of {', '.join(get_args(Norm))}, got {norm!r}. Choose "
+            "one of them."
         )
+    if channels % GROUPS != 0:
+        raise ValueError(
+            f"Channels must fall into {GROUPS} equal groups, got {channels}. Take a "
+            f"width that is a multiple of {GROUPS}, or norm=layer."
+        )
+    return nn.GroupNorm(GROUPS, channels)

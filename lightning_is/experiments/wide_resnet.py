@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lightning_is.experiments.norms import NORMS, Norm, check_norm
+from lightning_is.experiments.norms import Norm, normalisation
 
 
 class WideResNet(nn.Module):
@@ -49,7 +49,6 @@ class WideResNet(nn.Module):
                 f"`depth` must be 6 n + 4 for n blocks in a group, got {depth}. Take "
                 "10, 16, 22, 28 or 40."
             )
-        check_norm(norm)
         widths = [16, 16 * width, 32 * width, 64 * width]
         blocks: list[nn.Module] = []
         for group in range(3):
@@ -59,7 +58,7 @@ class WideResNet(nn.Module):
                 blocks.append(Block(into, widths[group + 1], stride, norm, dropout))
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         self.blocks = nn.Sequential(*blocks)
-        self.norm = NORMS[norm](widths[-1])
+        self.norm = normalisation(norm, widths[-1])
         self.head = nn.Linear(widths[-1], classes)
         self._initialise()
 
@@ -93,7 +92,7 @@ class Block(nn.Module):
         self, into: int, out: int, stride: int, norm: Norm, dropout: float
     ) -> None:
         super().__init__()
-        self.norm1, self.norm2 = NORMS[norm](into), NORMS[norm](out)
+        self.norm1, self.norm2 = normalisation(norm, into), normalisation(norm, out)
         self.conv1 = nn.Conv2d(into, out, 3, stride, padding=1, bias=False)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
         self.dropout = nn.Dropout(dropout)

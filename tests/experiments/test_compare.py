@@ -414,7 +414,7 @@ def test_rows_are_sorted_by_loss_and_compare_paired_seeds():
         "seeds": "2",
         "steps": "100",
         "training loss": "0.1 ± 0",
-        "/ uniform": "0.35 [0.0043, 29]",
+        "/ uniform": "0.354 [0.00432, 28.9]",
         "test error [%]": "12.50 ± 0",
         "test - uniform": "-12.50 [-12.50, -12.50]",
         "open": "50%",
@@ -440,7 +440,7 @@ def test_the_table_is_printed_and_written(tmp_path, capsys):
     write_markdown(rows, "title [x]", "a note", tmp_path / "table.md")
     write_runs(RESULTS, tmp_path / "runs.csv")
     for text in (capsys.readouterr().out, (tmp_path / "table.md").read_text()):
-        for wanted in ("title [x]", "0.35 [0.0043, 29]", "failed: a [bold] claim"):
+        for wanted in ("title [x]", "0.354 [0.00432, 28.9]", "failed: a [bold] claim"):
             assert wanted in text
         assert "a note" in text
     with (tmp_path / "runs.csv").open() as file:
@@ -477,6 +477,30 @@ def test_curves_are_averaged_at_the_same_times():
     times = torch.linspace(0, 8, 3).double().numpy()
     values = on_grid(RESULTS[:2], "test_error", times)
     assert values == pytest.approx(torch.tensor([[0.9, 0.575, 0.25]] * 2).numpy())
+
+
+def test_a_curve_begins_with_what_was_said_first_and_ends_where_it_diverged():
+    run = result("late", 0, 0.1)
+    first, last = run.points
+    middle = replace(last, spent=4.0, tau=1.5)
+    run = replace(run, points=[first, middle, replace(last, tau=nan, train_loss=nan)])
+    times = torch.linspace(0, 8, 3).double().numpy()
+    nothing = [False, False, True]
+    for field, begins in (("tau", 1.5), ("train_loss", first.train_loss)):
+        (values,) = on_grid([run], field, times)
+        assert values[0] == begins
+        assert [isnan(value) for value in values] == nothing
+    silent = replace(run, points=[replace(point, tau=nan) for point in run.points])
+    assert all(map(isnan, on_grid([silent], "tau", times)[0]))
+
+
+def test_a_figure_shows_a_tau_that_was_seen_once_at_the_end(tmp_path):
+    runs = [result("late", seed, 0.1) for seed in (0, 1)]
+    for run, spent in zip(runs, (8.0, 8.1), strict=True):
+        run.points[0] = replace(run.points[0], tau=nan)
+        run.points[-1] = replace(run.points[-1], tau=1.2, spent=spent)
+    draw(runs, ["late"], "title", tmp_path / "late.png")
+    assert (tmp_path / "late.png").is_file()
 
 
 def test_the_figure_survives_what_diverged_and_what_is_without_error(tmp_path):

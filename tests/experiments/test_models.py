@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_is.experiments.models import MLP, SmallCNN
-from lightning_is.experiments.norms import check_norm
+from lightning_is.experiments.norms import normalisation
 from lightning_is.experiments.wide_resnet import WideResNet
 
 SMALL_WRN = partial(WideResNet, depth=10, width=1)
@@ -92,7 +92,12 @@ def test_a_depth_that_fills_no_groups_is_refused(depth):
 
 def test_an_unknown_normalisation_is_refused():
     with pytest.raises(ValueError, match="batch, group, layer, got 'instance'"):
-        check_norm("instance")
+        normalisation("instance", 16)
+
+
+def test_channels_that_fall_into_no_groups_are_refused():
+    with pytest.raises(ValueError, match="8 equal groups, got 4. .* norm=layer"):
+        SMALL_CNN(width=4, norm="group")
 
 
 def test_each_convolution_of_the_cnn_is_normalised():

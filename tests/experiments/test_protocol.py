@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from scipy import stats
 from torch import nn
 from torch.nn import functional
@@ -296,12 +297,23 @@ def test_the_rate_with_the_lowest_mean_loss_is_chosen():
     assert tuned(tries, "val_loss") == by_val
     by_error = {("a", 1.0): 0.2, ("b", 1.0): 0.2, ("b", 3.0): 0.1}
     assert tuned(tries, "val_error") == by_error
-    said = "; trials diverged or failed: a at 0.2, a at 0.3"
-    assert hopeless(tries, "train_loss") == said
-    assert hopeless(tries, "val_loss") == "; trials diverged or failed: a at 0.3"
-    assert hopeless(tries[-2:-1], "val_loss") == ""
-    lost = [trial("b", 0.1, math.nan, 0.9, 0.3)]
-    assert hopeless(lost, "train_loss").endswith(": b at 0.1 (30% of the budget)")
+
+
+def test_rates_that_came_to_no_good_end_are_named():
+    def named(tries, by="train_loss"):
+        return hopeless(tries, DictConfig({"rates": [0.1, 0.2], "tuned_by": by}))
+
+    good = [trial("a", 0.1, 0.3, 0.5), trial("a", 0.2, 0.3, 0.5)]
+    assert named(good) == ""
+    assert named([]) == ""
+    lost = [trial("b", 0.1, math.nan, 0.9, 0.3), trial("b", 0.2, 0.3, 0.9, 0.3)]
+    said = "; trials diverged or failed: b at 0.1 (30% of the budget)"
+    assert named(good + lost) == said
+    assert named(good + lost, "val_loss") == ""
+    # Nothing is left of a trial that failed: of all at a rate, or of some.
+    assert named(good[:1]) == "; trials diverged or failed: a at 0.2"
+    again = trial("a", 0.1, 0.3, 0.5, seed=1001)
+    assert named([*good, again]) == "; trials diverged or failed: a at 0.2"
 
 
 def test_every_arm_gets_the_same_trials_in_every_budget(tmp_path):

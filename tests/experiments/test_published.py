@@ -81,7 +81,7 @@ def test_several_budgets_share_a_table_and_keep_their_numbers_apart():
 def test_what_failed_is_published_and_what_is_no_number_is_not():
     rows = summarise([run("lost", 0, math.nan)], {("gone", 1.0): "no memory"})
     found = finding(rows, "a title", "a note")
-    assert found.note == "a note gone failed: no memory"
+    assert found.note == "a note. gone failed: no memory"
     assert found.values["gone"] == {}
     assert "loss" not in found.values["lost"]
     assert found.values["lost"]["steps"] == 100

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float64
 
+from lightning_is.experiments.compare.budget import Point
 from lightning_is.experiments.compare.run import Result
 from lightning_is.experiments.report import blank_figure
 
@@ -95,12 +96,22 @@ def _has(field: str, run: Result) -> bool:
 def on_grid(
     runs: Sequence[Result], field: str, times: Float64[np.ndarray, " T"]
 ) -> Float64[np.ndarray, "S T"]:
-    """One quantity of every run at the same times, interpolated."""
-    curves = [
-        ([p.spent for p in run.points], [vars(p)[field] for p in run.points])
-        for run in runs
-    ]
-    return np.stack([np.interp(times, *curve) for curve in curves])
+    """One quantity of every run at the same times, interpolated.
+
+    Where a run had not said anything yet it is what it said first: tau is the mean of
+    what was logged before. Where it says nothing any more, it is NaN.
+    """
+    return np.stack([_interpolated(run.points, field, times) for run in runs])
+
+
+def _interpolated(
+    points: Sequence[Point], field: str, times: Float64[np.ndarray, " T"]
+) -> Float64[np.ndarray, " T"]:
+    said = [(p.spent, vars(p)[field]) for p in points if isfinite(vars(p)[field])]
+    if not said:
+        return np.full(times.shape, np.nan)
+    spent, values = zip(*said, strict=True)
+    return np.interp(times, spent, values, right=np.nan)
 
 
 def _draw_arm(

@@ -33,7 +33,7 @@ def finding(rows: Sequence[Row], title: str, note: str) -> Finding:
         budgets = [f"{100 * row.share:g}%" for row in rows]
         shown = [[one, *line] for one, line in zip(budgets, shown, strict=True)]
     # A table has its first column on the left; what failed is part of what was found.
-    return Finding(title, names, shown, " ".join([note, *failed(rows)]), numbers)
+    return Finding(title, names, shown, ". ".join([note, *failed(rows)]), numbers)
 
 
 def numbers_of(row: Row) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite, isnan
+from math import inf, isfinite, isnan, nan
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -103,7 +103,7 @@ def _row(
         "seeds": f"{len(runs)}" + f" ({len(both)} paired)" * alone,
         "steps": f"{fmean(end.steps for end in ends):.0f}",
         "training loss": spread(losses, "{:.3g}", "{:.1g}"),
-        f"/ {baseline}": "1" if runs[0].arm == baseline else within(ratio, "{:.2g}"),
+        f"/ {baseline}": "1" if runs[0].arm == baseline else within(ratio, "{:.3g}"),
     }
     for part in parts:
         several = [error_of(end, part) for end in ends]
@@ -119,12 +119,15 @@ def _row(
 
 
 def _reached(runs: Sequence[Result]) -> dict[str, float]:
+    taus = [point.tau for run in runs for point in run.points]
     found = {
         "seeds": float(len(runs)),
         "steps": fmean(run.end.steps for run in runs),
         "loss": fmean(run.end.train_loss for run in runs),
         "test_loss": fmean(run.end.test_loss for run in runs),
         "open": fmean(run.open_share for run in runs),
+        "tau": fmean(run.end.tau for run in runs),
+        "highest_tau": max(filter(isfinite, taus), default=nan),
     }
     for part in runs[0].end.errors:
         found[f"{part}_error"] = fmean(error_of(run.end, part) for run in runs)
@@ -190,8 +193,8 @@ def note(baseline: str) -> str:
     return (
         "± standard deviation over seeds, brackets: 95 % confidence of paired seeds. "
         f"/ {baseline}: ratio of training losses, geometric mean; - {baseline}: "
-        "difference of errors in points; open: share of steps on a draw; rate !: at an "
-        "end of those tried"
+        "difference of errors in points; open: share of steps on a draw from what was "
+        "loaded; rate !: at an end of those tried"
     )
 
 

@@ -99,17 +99,21 @@ def _means(losses: Mapping[float, Sequence[float]]) -> dict[float, float]:
     return {r: fmean(of) if len(of) == most else inf for r, of in losses.items()}
 
 
-def hopeless(results: Sequence[Result], by: Criterion) -> str:
-    """Name the rates that no trial, or not every one, came to an end with.
+def hopeless(results: Sequence[Result], cfg: DictConfig) -> str:
+    """Name the rates with which no trial, or not every one, came to a good end.
+
+    Args:
+        results: Of the trials. An arm that has none failed as a whole, and is no news.
+        cfg: As composed; knows which rates were tried.
 
     Returns:
         Words that follow those on a table's columns; none if all ended well.
     """
     named = [
         f"{arm} at {rate:g}" + f" ({share:.0%} of the budget)" * (share != 1)
-        for (arm, share), losses in _losses(results, by).items()
-        for rate, loss in losses.items()
-        if not isfinite(loss)
+        for (arm, share), losses in _losses(results, cfg.tuned_by).items()
+        for rate in map(float, cfg.rates)
+        if not isfinite(losses.get(rate, inf))
     ]
     return f"; trials diverged or failed: {', '.join(named)}" if named else ""
 
