@@ -22,8 +22,8 @@ def normalisation(norm: str, channels: int) -> nn.Module:
         ValueError: If ``norm`` is unknown, or the channels cannot be grouped.
 
     Example:
-        >>> normalisation("layer", 16)
-        GroupNorm(1, 16, eps=1e-05, affine=True)
+        >>> normalisation("group", 16).num_groups
+        8
     """
     if norm == "batch":
         return nn.BatchNorm2d(channels)

@@ -96,7 +96,7 @@ def test_an_unknown_normalisation_is_refused():
 
 
 def test_channels_that_fall_into_no_groups_are_refused():
-    with pytest.raises(ValueError, match="8 equal groups, got 4. .* norm=layer"):
+    with pytest.raises(ValueError, match=r"8 equal groups, got 4. .* norm=layer"):
         SMALL_CNN(width=4, norm="group")
 
 

@@ -111,7 +111,8 @@ def _interpolated(
     if not said:
         return np.full(times.shape, np.nan)
     spent, values = zip(*said, strict=True)
-    return np.interp(times, spent, values, right=np.nan)
+    curve: Float64[np.ndarray, " T"] = np.interp(times, spent, values, right=np.nan)
+    return curve
 
 
 def _draw_arm(
