@@ -10,9 +10,10 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.data import get_all_subclasses
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
 DATA = Path(
     os.environ.get("LIGHTNING_IS_DATA", Path(__file__).parents[2] / "shared" / "data")
@@ -28,6 +29,22 @@ def fixed_seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def loaders_as_they_were():
+    """Undo what Lightning leaves behind where a loader is refused within its hooks.
+
+    It patches loaders and samplers there, so that they can be made anew, and after an
+    error they stay patched: later tests would see other loaders than users do.
+    """
+    yield
+    for kind in (DataLoader, BatchSampler):
+        for cls in get_all_subclasses(kind) | {kind}:
+            for name in ("__init__", "__setattr__", "__delattr__"):
+                if (old := cls.__dict__.get(f"__old{name}")) is not None:
+                    setattr(cls, name, old)
+                    delattr(cls, f"__old{name}")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 from lightning_is import ImportanceSamplingCallback, OversamplingDataModule
 from lightning_is.experiments.bench import BENCHMARKS
 from lightning_is.experiments.compare.arms import composed
+from lightning_is.experiments.compare.jobs import check
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -89,6 +90,7 @@ def test_every_command_of_every_page_composes(page, command):
         cfg = compose(Path(program).stem, words)
         assert cfg.method is not None
         if program == "scripts/compare.py":
+            check(cfg, words)  # or refuses
             assert composed(cfg, words)
 
 
