@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import replace
-from math import isnan, nan
+from math import inf, isnan, nan
 from pathlib import Path
 from time import sleep
 
@@ -38,6 +38,7 @@ from lightning_is.experiments.compare.run import (
     write,
 )
 from lightning_is.experiments.compare.table import summarise, write_runs
+from lightning_is.experiments.compare.target import time_to_target
 from lightning_is.experiments.data import Digits
 from tests.programs import run_program
 
@@ -415,23 +416,50 @@ def test_rows_are_sorted_by_loss_and_compare_paired_seeds():
         "steps": "100",
         "training loss": "0.1 ± 0",
         "/ uniform": "0.354 [0.00432, 28.9]",
+        "uniform's loss at": "67%",
         "test error [%]": "12.50 ± 0",
         "test - uniform": "-12.50 [-12.50, -12.50]",
         "open": "50%",
     }
     assert list(rows["uniform"].cells.values())[3:5] == ["0.3 ± 0.1", "1"]
-    assert list(rows["lost"].cells.values())[3:5] == ["diverged", "-"]
+    assert list(rows["lost"].cells.values())[3:6] == ["diverged", "-", "never"]
     assert rows["broken"].error == "why"
 
 
 def test_one_seed_has_no_spread_and_without_a_baseline_there_is_no_ratio():
     (row,) = summarise([result("trim", 0, 0.1)], {})
-    plain = ["trim", "1", "100", "0.1", "-", "25.00", "-", "-"]
+    plain = ["trim", "1", "100", "0.1", "-", "-", "25.00", "-", "-"]
     assert list(row.cells.values()) == plain
     one, _ = summarise([result("trim", 0, 0.1), result("b", 0, 0.2)], {}, "b")
     assert one.cells["/ b"] == "0.5"
     two = [result("trim", 0, 0.1), result("trim", 1, 0.1), result("b", 0, 0.2)]
     assert summarise(two, {}, "b")[0].cells["seeds"] == "2 (1 paired)"
+
+
+def curved(arm, seed, *losses):
+    points = [point(loss, 0.25, 2.0 * i, i) for i, loss in enumerate(losses)]
+    return Result(arm, seed, 1.0, None, nan, points)
+
+
+def test_a_target_is_reached_where_the_curve_first_crosses_it():
+    base = [curved("uniform", seed, 1.0, 0.5, 0.1) for seed in range(4)]
+
+    def reached(*curves):
+        return time_to_target(
+            [curved("b", seed, *losses) for seed, losses in enumerate(curves)], base
+        )
+
+    assert reached((1.0, 0.1, 0.3)) == pytest.approx(2 / 4)  # the first time counts
+    assert reached((1.0, 0.01)) == pytest.approx(1 / 4)  # half of the way by logarithms
+    assert reached((0.1, 1.0)) == 0
+    assert reached((1.0, 0.0)) == reached((inf, 0.1)) == 2 / 4
+    assert reached((nan, 0.1)) == 2 / 4
+    assert reached((1.0, nan, 0.2)) == inf
+    early, late, never = (1.0, 0.01), (1.0, 1.0, 0.01), (1.0, 1.0)
+    assert reached(early, late, late) == pytest.approx(3 / 4)  # a median
+    assert reached(early, late, never) == pytest.approx(3 / 4)
+    assert reached(early, late, never, never) == inf
+    assert time_to_target([curved("b", 7, 1.0, 0.01)], base) is nan  # of no pair
 
 
 def test_the_table_is_printed_and_written(tmp_path, capsys):

@@ -53,6 +53,7 @@ def test_the_numbers_of_a_row_are_its_means_and_intervals():
             "loss": 0.15,
             "test_loss": 0.15,
             "test_error": 25,
+            "target": 1,
             "ratio": 0.5,
             "ratio_low": 0.5,
             "ratio_high": 0.5,

@@ -14,6 +14,7 @@ from lightning_is.experiments.compare.statistics import (
     differences,
     ratios,
 )
+from lightning_is.experiments.compare.target import time_to_target
 
 Place = tuple[str, float]  # an arm, and its share of the budget
 
@@ -79,43 +80,51 @@ def _row(
     error: str | None,
     grid: Sequence[float],
 ) -> Row:
-    ends = [run.end for run in runs]
     paired = {run.seed: run.end for run in base}
     both = [(run.end, paired[run.seed]) for run in runs if run.seed in paired]
-    losses = [end.train_loss for end in ends]
     ratio = ratios(
         [one.train_loss for one, _ in both], [other.train_loss for _, other in both]
     )
-    parts = list(ends[0].errors)
     errors = {
         part: differences(
             [error_of(one, part) for one, _ in both],
             [error_of(other, part) for _, other in both],
         )
-        for part in parts
+        for part in runs[0].end.errors
     }
+    reached = _reached(runs) | {"target": time_to_target(runs, base)}
     cells = {"arm": runs[0].arm}
     if runs[0].rate is not None:
         at_end = runs[0].rate in (min(grid), max(grid)) if grid else False
         cells["rate"] = f"{runs[0].rate:g}" + " !" * at_end
     alone = bool(base) and len(both) < len(runs)  # some are
-    cells |= {
-        "seeds": f"{len(runs)}" + f" ({len(both)} paired)" * alone,
+    cells["seeds"] = f"{len(runs)}" + f" ({len(both)} paired)" * alone
+    cells |= _results(runs, baseline, ratio, reached["target"], errors)
+    loss = reached["loss"] if isfinite(reached["loss"]) else inf
+    place = runs[0].arm, runs[0].share
+    return Row(*place, loss, cells, ratio, errors, error, reached)
+
+
+def _results(
+    runs: Sequence[Result],
+    baseline: str,
+    ratio: Interval,
+    target: float,
+    errors: Mapping[str, Interval],
+) -> dict[str, str]:
+    ends, itself = [run.end for run in runs], runs[0].arm == baseline
+    cells = {
         "steps": f"{fmean(end.steps for end in ends):.0f}",
-        "training loss": spread(losses, "{:.3g}", "{:.1g}"),
-        f"/ {baseline}": "1" if runs[0].arm == baseline else within(ratio, "{:.3g}"),
+        "training loss": spread([end.train_loss for end in ends], "{:.3g}", "{:.1g}"),
+        f"/ {baseline}": "1" if itself else within(ratio, "{:.3g}"),
+        f"{baseline}'s loss at": "100%" if itself else _at(target),
     }
-    for part in parts:
+    for part, difference in errors.items():
         several = [error_of(end, part) for end in ends]
         cells[f"{part} error [%]"] = spread(several, "{:.2f}", "{:.1g}")
-        cells[f"{part} - {baseline}"] = (
-            "0" if runs[0].arm == baseline else within(errors[part], "{:+.2f}")
-        )
-    cells["open"] = share(fmean(run.open_share for run in runs))
-    mean = fmean(losses)
-    loss = mean if isfinite(mean) else inf
-    place = runs[0].arm, runs[0].share
-    return Row(*place, loss, cells, ratio, errors, error, _reached(runs))
+        beside = "0" if itself else within(difference, "{:+.2f}")
+        cells[f"{part} - {baseline}"] = beside
+    return cells | {"open": share(fmean(run.open_share for run in runs))}
 
 
 def _reached(runs: Sequence[Result]) -> dict[str, float]:
@@ -132,6 +141,10 @@ def _reached(runs: Sequence[Result]) -> dict[str, float]:
     for part in runs[0].end.errors:
         found[f"{part}_error"] = fmean(error_of(run.end, part) for run in runs)
     return found if runs[0].rate is None else {"rate": runs[0].rate, **found}
+
+
+def _at(target: float) -> str:
+    return "never" if target == inf else share(target)
 
 
 def error_of(point: Point, part: str) -> float:
@@ -193,8 +206,10 @@ def note(baseline: str) -> str:
     return (
         "± standard deviation over seeds, brackets: 95 % confidence of paired seeds. "
         f"/ {baseline}: ratio of training losses, geometric mean; - {baseline}: "
-        "difference of errors in points; open: share of steps on a draw from what was "
-        "loaded; rate !: at an end of those tried"
+        f"difference of errors in points; {baseline}'s loss at: share of the budget "
+        "until the training loss is what the baseline ends with, median of paired "
+        "seeds, interpolated; open: share of steps on a draw from what was loaded; "
+        "rate !: at an end of those tried"
     )
 
 
