@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOUND = Results(
     title="two methods",
-    command="python scripts/compare.py",
+    command="python scripts/compare.py data.n_train=20000 budget=1.5s x=[1,2] y=3k",
     commit="0123456789abcdef",
     versions={"torch": "2.6.0"},
     machine="2 cores, a processor",
@@ -99,7 +99,7 @@ def test_a_table_says_where_it_comes_from():
         "before\n\n<!-- table: found -->\n\n"
         "| method | loss |\n| --- | ---: |\n| trim | 0.2 |\n| a\\|b | 0.4 |\n\n"
         "A note.\n\n"
-        "two methods: `python scripts/compare.py` at commit `0123456789`; "
+        f"two methods: `{FOUND.command}` at commit `0123456789`; "
         "2026-01-31, torch 2.6.0, 2 cores, a processor.\n\n"
         "<!-- end -->\n\nafter\n"
     )
@@ -121,7 +121,7 @@ def test_a_text_is_shown_as_it_was_printed_and_says_where_it_comes_from():
     done, changes = filled(text, "page.md", look_up)
     assert done == (
         "<!-- text: printed -->\n\n```text\na  | b\n  c\n```\n\n"
-        "two methods: `python scripts/compare.py` at commit `0123456789`; "
+        f"two methods: `{FOUND.command}` at commit `0123456789`; "
         "2026-01-31, torch 2.6.0, 2 cores, a processor.\n\n<!-- end -->\n"
     )
     assert changes == [(1, "text: printed")]
@@ -278,6 +278,7 @@ def test_results_are_read_as_they_were_written(tmp_path):
         ({"values": {"a": float("nan")}}, "finite numbers"),
         ({"values": {"a": True}}, "finite numbers"),
         ({"values": {"a.b": 1}}, "letters and digits, got 'a.b'"),
+        ({"command": "x 'y"}, "a `command` for a shell, got .*Close its quotes"),
         ({"more": 1}, "have the keys title, "),
     ],
 )
@@ -310,6 +311,14 @@ def test_what_could_not_be_read_is_not_written(tmp_path):
 def test_values_are_found_by_their_paths():
     assert flat(FOUND.values) == {"trim.loss": 0.213, "trim.steps": 3, "share": 0.5}
     assert FOUND.value("trim.steps") == 3
+
+
+def test_prose_may_quote_the_numbers_that_a_command_sets():
+    shown = page("\na <!-- n: found.setting.data.n_train:,d --><!-- / --> images")
+    assert shown.endswith("-->20,000<!-- / --> images")
+    assert FOUND.value("setting.budget") == 1.5
+    with pytest.raises(KeyError, match=r"share, setting\.data\.n_train, setting\.budg"):
+        FOUND.value("setting.x")
 
 
 # Publishing

@@ -6,7 +6,8 @@ both come from.
 
 import json
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import date
 from math import isfinite
@@ -15,6 +16,7 @@ from typing import Any
 
 NAME = re.compile(r"[a-z0-9_]+")  # of a file
 KEY = re.compile(r"[A-Za-z0-9_-]+")  # of a number, between the dots of its path
+NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?s?")  # that a command sets, or of seconds
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Results:
         Raises:
             KeyError: If there is none; its message lists the paths that there are.
         """
-        known = flat(self.values)
+        set_to = {f"setting.{name}": one for name, one in settings(self.command)}
+        known = flat(self.values) | set_to
         if path not in known:
             raise KeyError(", ".join(known) or "none")
         return known[path]
@@ -71,6 +74,20 @@ def flat(values: Mapping[str, Any], before: str = "") -> dict[str, int | float]:
         inner = isinstance(value, Mapping)
         found |= flat(value, f"{path}.") if inner else {path: value}
     return found
+
+
+def settings(command: str) -> Iterator[tuple[str, int | float]]:
+    """Yield the numbers that a command sets, seconds without their unit.
+
+    Example:
+        >>> dict(settings("python x.py data=mnist data.n_train=20000 budget=30s"))
+        {'data.n_train': 20000, 'budget': 30}
+    """
+    for word in shlex.split(command):
+        name, _, text = word.partition("=")
+        if NUMBER.fullmatch(text):
+            number = float(text.removesuffix("s"))
+            yield name, int(number) if number.is_integer() else number
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:
@@ -132,6 +149,7 @@ def check(plain: Any, where: str) -> None:
         if not _is_line(plain[name]):
             _refuse(where, f"have a line of text as `{name}`", plain[name], "quote it")
     _check_date(plain["date"], where)
+    _check_command(plain["command"], where)
     versions = plain["versions"]
     if not isinstance(versions, dict) or not all(map(_is_line, versions.values())):
         cure = 'write {"torch": "2.6.0"}'
@@ -145,6 +163,13 @@ def _check_date(text: str, where: str) -> None:
         date.fromisoformat(text)
     except ValueError:
         _refuse(where, "have a `date`", text, "write 2026-01-31")
+
+
+def _check_command(text: str, where: str) -> None:
+    try:
+        shlex.split(text)
+    except ValueError:
+        _refuse(where, "have a `command` for a shell", text, "close its quotes")
 
 
 def _check_table(columns: Any, rows: Any, where: str) -> None:
