@@ -24,13 +24,13 @@ from lightning_is.experiments.data.decoding import (
 )
 from lightning_is.experiments.data.places import data_set, local_folder
 from lightning_is.experiments.data.processor import Processor, read_processor
+from lightning_is.experiments.data.sizes import check_sizes, kept
 from lightning_is.experiments.data.tensors import (
     Batch,
     Loader,
     Splits,
     TensorDataModule,
     TensorSet,
-    check_sizes,
 )
 
 if TYPE_CHECKING:  # `datasets` takes three seconds to import; only `load` needs it
@@ -172,9 +172,9 @@ class HubImages(TensorDataModule):
         )
         n_rest = self._rest(len(train))
         return {
-            "train": train.select(range(min(self.n_train or n_rest, n_rest))),
+            "train": train.select(range(kept("n_train", self.n_train, n_rest))),
             "val": train.select(range(n_rest, len(train))),
-            "test": test.select(range(min(self.n_test or len(test), len(test)))),
+            "test": test.select(range(kept("n_test", self.n_test, len(test)))),
         }
 
     def _rest(self, size: int) -> int:

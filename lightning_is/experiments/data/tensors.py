@@ -216,20 +216,3 @@ def _checked(splits: Splits, batch_size: int) -> Splits:
             "`batch_size` or add examples."
         )
     return splits
-
-
-def check_sizes(sizes: Mapping[str, int | None]) -> None:
-    """Refuse to make parts of no examples.
-
-    Args:
-        sizes: How many examples to keep, by the name of the setting; None is not said.
-
-    Raises:
-        ValueError: If one is below 1.
-    """
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise ValueError(
-                f"`{name}` must be at least 1, as no part of a data set may be empty, "
-                f"got {size}. Leave it out for its default."
-            )

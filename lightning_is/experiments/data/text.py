@@ -6,12 +6,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_is.experiments.data.documents import Documents, prepare, read, split
+from lightning_is.experiments.data.sizes import check_sizes, kept
 from lightning_is.experiments.data.tensors import (
     Loader,
     Splits,
     TensorDataModule,
     TensorSet,
-    check_sizes,
 )
 from lightning_is.experiments.token_losses import PADDING
 
@@ -103,12 +103,14 @@ class Text(TensorDataModule):
             rest = 1.0 if found.test is not None else 1 - self.test_share
             train, val = split(train, 1 - self.val_share / rest)
         return Splits(
-            self._set(train, self.n_train),
-            self._set(val, self.n_val),
-            {"test": self._set(test, self.n_test)},
+            self._set(train, "n_train", self.n_train),
+            self._set(val, "n_val", self.n_val),
+            {"test": self._set(test, "n_test", self.n_test)},
         )
 
-    def _set(self, documents: Documents, most: int | None) -> TensorSet:
+    def _set(self, documents: Documents, name: str, size: int | None) -> TensorSet:
+        there = sum(_rows(document, self.length) for document in documents)
+        most = kept(name, size, there)
         return TensorSet(*sequences(documents, self.length, most), tokens)
 
 

@@ -226,6 +226,20 @@ def test_parts_without_examples_of_their_own_are_refused(sizes, message):
         HubImages("owner/name", **sizes)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"n_train": 9}, "`n_train` must be at most what there is, 8 examples, got 9"),
+        ({"n_test": 5}, "`n_test` must be at most what there is, 4 examples, got 5"),
+    ],
+)
+def test_more_examples_than_there_are_are_refused(given, sizes, message):
+    given(train=colours(10), test=colours(4))
+    HubImages("owner/name", 2, n_train=8, n_val=2, n_test=4).setup("fit")
+    with pytest.raises(ValueError, match=message):
+        HubImages("owner/name", 2, n_val=2, **sizes).setup("fit")
+
+
 def test_validation_may_leave_less_than_half_where_that_is_asked_for(given, tmp_path):
     Processor([255.0, 0.0, 0.0], [1.0, 5.0, 1.0]).write(tmp_path, 4)
     given(train=colours(10), test=colours(4))

@@ -245,6 +245,15 @@ def test_numbers_out_of_range_are_refused(settings, message):
         Text(**settings)
 
 
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_more_sequences_than_there_are_are_refused(text, part):
+    splits = Text(str(text), length=16).splits
+    there = len({"train": splits.train, "val": splits.val, **splits.tests}[part])
+    Text(str(text), length=16, **{f"n_{part}": there}).setup("fit")
+    with pytest.raises(ValueError, match=f"`n_{part}` must be at most .* {there} ex"):
+        Text(str(text), length=16, **{f"n_{part}": there + 1}).setup("fit")
+
+
 def test_sequences_have_no_class_to_go_by(text):
     splits = Text(str(text), length=16).splits
     with pytest.raises(ValueError, match="got examples with 16 labels each"):
