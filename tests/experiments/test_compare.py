@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import replace
-from math import inf, isnan, nan
+from math import inf, isnan, log, nan
 from pathlib import Path
 from time import sleep
 
@@ -37,7 +37,7 @@ from lightning_is.experiments.compare.run import (
     read,
     write,
 )
-from lightning_is.experiments.compare.table import summarise, write_runs
+from lightning_is.experiments.compare.table import note, summarise, write_runs
 from lightning_is.experiments.compare.target import time_to_target
 from lightning_is.experiments.data import Digits
 from tests.programs import run_program
@@ -416,19 +416,18 @@ def test_rows_are_sorted_by_loss_and_compare_paired_seeds():
         "steps": "100",
         "training loss": "0.1 ± 0",
         "/ uniform": "0.354 [0.00432, 28.9]",
-        "uniform's loss at": "67%",
         "test error [%]": "12.50 ± 0",
         "test - uniform": "-12.50 [-12.50, -12.50]",
         "open": "50%",
     }
     assert list(rows["uniform"].cells.values())[3:5] == ["0.3 ± 0.1", "1"]
-    assert list(rows["lost"].cells.values())[3:6] == ["diverged", "-", "never"]
+    assert list(rows["lost"].cells.values())[3:5] == ["diverged", "-"]
     assert rows["broken"].error == "why"
 
 
 def test_one_seed_has_no_spread_and_without_a_baseline_there_is_no_ratio():
     (row,) = summarise([result("trim", 0, 0.1)], {})
-    plain = ["trim", "1", "100", "0.1", "-", "-", "25.00", "-", "-"]
+    plain = ["trim", "1", "100", "0.1", "-", "25.00", "-", "-"]
     assert list(row.cells.values()) == plain
     one, _ = summarise([result("trim", 0, 0.1), result("b", 0, 0.2)], {}, "b")
     assert one.cells["/ b"] == "0.5"
@@ -436,30 +435,68 @@ def test_one_seed_has_no_spread_and_without_a_baseline_there_is_no_ratio():
     assert summarise(two, {}, "b")[0].cells["seeds"] == "2 (1 paired)"
 
 
-def curved(arm, seed, *losses):
+def curved(arm, seed, *losses, length=8):
+    """A run whose last loss stays to its end, after eight measurements or so."""
+    losses = [*losses, *[losses[-1]] * (length + 1 - len(losses))]
     points = [point(loss, 0.25, 2.0 * i, i) for i, loss in enumerate(losses)]
     return Result(arm, seed, 1.0, None, nan, points)
 
 
+BASE = [curved("uniform", seed, 1.0, 0.5, 0.1) for seed in range(4)]  # there at 4.0
+
+
+def reached(*curves, base=BASE):
+    runs = [curved("b", seed, *losses) for seed, losses in enumerate(curves)]
+    return time_to_target(runs, base)
+
+
 def test_a_target_is_reached_where_the_curve_first_crosses_it():
-    base = [curved("uniform", seed, 1.0, 0.5, 0.1) for seed in range(4)]
+    assert reached((1.0, 0.1, 0.3)).share == pytest.approx(2 / 4)  # the first time
+    assert reached((1.0, 0.01)).share == pytest.approx(1 / 4)  # half, by logarithms
+    assert reached((0.1, 1.0)).share == 0
+    assert reached((1.0, 0.0)).share == reached((inf, 0.1)).share == 2 / 4
+    assert reached((nan, 0.1)).share == 2 / 4
+    assert reached((1.0, nan, 0.2)) == (inf, 0, 1)
 
-    def reached(*curves):
-        return time_to_target(
-            [curved("b", seed, *losses) for seed, losses in enumerate(curves)], base
-        )
 
-    assert reached((1.0, 0.1, 0.3)) == pytest.approx(2 / 4)  # the first time counts
-    assert reached((1.0, 0.01)) == pytest.approx(1 / 4)  # half of the way by logarithms
-    assert reached((0.1, 1.0)) == 0
-    assert reached((1.0, 0.0)) == reached((inf, 0.1)) == 2 / 4
-    assert reached((nan, 0.1)) == 2 / 4
-    assert reached((1.0, nan, 0.2)) == inf
+def test_a_target_is_a_median_of_seeds_that_says_how_many_had_it():
     early, late, never = (1.0, 0.01), (1.0, 1.0, 0.01), (1.0, 1.0)
-    assert reached(early, late, late) == pytest.approx(3 / 4)  # a median
-    assert reached(early, late, never) == pytest.approx(3 / 4)
-    assert reached(early, late, never, never) == inf
-    assert time_to_target([curved("b", 7, 1.0, 0.01)], base) is nan  # of no pair
+    assert reached(early, late, late) == (pytest.approx(3 / 4), 3, 3)
+    assert reached(early, late, never) == (pytest.approx(3 / 4), 2, 3)
+    assert reached(early, late, never, never) == (inf, 2, 4)
+
+
+def test_the_baseline_has_its_own_loss_when_its_curve_first_does():
+    # The last measurement is of all examples, those on the way of a few.
+    base = [curved("uniform", 0, 1.0, 0.05, 0.1)]
+    assert time_to_target(base, base) == (1, 1, 1)
+    crossed = 2 * log(10) / log(20)
+    assert reached((1.0, 0.1), base=base).share == pytest.approx(2 / crossed)
+
+
+@pytest.mark.parametrize("end", [nan, inf, 1.5])
+def test_there_is_no_target_where_the_baseline_got_nowhere(end):
+    assert reached((1.0, 0.1), base=[curved("uniform", 0, 1.0, end)]) is None
+
+
+def test_there_is_no_target_of_no_pair_or_of_few_measurements():
+    assert time_to_target([curved("b", 7, 1.0, 0.01)], BASE) is None
+    assert reached((1.0, 0.1), base=[curved("uniform", 0, 1.0, 0.1, length=7)]) is None
+    short = [curved("b", 0, 1.0, 0.1, length=7)]
+    assert time_to_target(short, BASE) is None
+
+
+def test_a_table_has_a_column_of_targets_where_there_are_any():
+    runs = [*BASE, *(curved("trim", seed, 1.0, 0.01) for seed in range(3))]
+    runs.append(curved("trim", 3, 1.0))
+    rows = {row.arm: row for row in summarise(runs, {})}
+    assert rows["trim"].cells["uniform's loss at"] == "25% (3 of 4)"
+    assert rows["uniform"].cells["uniform's loss at"] == "100%"
+    assert rows["trim"].reached["target"] == pytest.approx(1 / 4)
+    assert "uniform's loss at: " in note([*rows.values()], "uniform")
+    few = summarise(RESULTS, {})
+    assert not any("uniform's loss at" in row.cells for row in few)
+    assert "loss at" not in note(few, "uniform")
 
 
 def test_the_table_is_printed_and_written(tmp_path, capsys):

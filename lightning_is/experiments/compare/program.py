@@ -33,7 +33,7 @@ from lightning_is.experiments.compare.tuning import (
     tuned,
     write_trials,
 )
-from lightning_is.experiments.docs import check_target, publish
+from lightning_is.experiments.docs import check_target, commit, publish
 
 
 def compare(cfg: DictConfig, overrides: Sequence[str]) -> int:
@@ -65,14 +65,14 @@ def compare(cfg: DictConfig, overrides: Sequence[str]) -> int:
         write_trials(tries, cfg.tuned_by, folder / "tuning.csv")
     write_runs(results, folder / "runs.csv")
     rows = summarise(results, failures, cfg.baseline, cfg.rates or ())
-    title, told = heading(cfg), note(cfg.baseline) + hopeless(tries, cfg)
+    title, told = heading(cfg), note(rows, cfg.baseline) + hopeless(tries, cfg)
     write_markdown(rows, title, told, folder / "table.md")
     draw_all(results, rows, folder, cfg)
     print_rows(rows, f"{title}\n{folder}", told)
     if cfg.publish is not None:
         found = finding(rows, title, told)
         figure = folder / figure_name(1.0 if 1 in cfg.shares else max(cfg.shares))
-        commits = [run.commit for run in (*tries, *results)]
+        commits = [*(run.commit for run in (*tries, *results)), commit()]
         shown = figure if figure.is_file() else None  # where all have failed
         publish(cfg.publish, found, figure=shown, commits=commits)
     return 1 if failures else 0

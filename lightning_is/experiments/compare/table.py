@@ -14,7 +14,7 @@ from lightning_is.experiments.compare.statistics import (
     differences,
     ratios,
 )
-from lightning_is.experiments.compare.target import time_to_target
+from lightning_is.experiments.compare.target import Target, time_to_target, told
 
 Place = tuple[str, float]  # an arm, and its share of the budget
 
@@ -32,7 +32,7 @@ class Row:
         loss_ratio: To the baseline's training loss, over paired seeds.
         errors: In points: difference to the baseline's test error, by part.
         error: What went wrong, if a run failed.
-        reached: Means over seeds, by name; errors in percent.
+        reached: Means over seeds, by name; errors in percent; `target` is a median.
     """
 
     arm: str
@@ -92,14 +92,16 @@ def _row(
         )
         for part in runs[0].end.errors
     }
-    reached = _reached(runs) | {"target": time_to_target(runs, base)}
+    reached, target = _reached(runs), time_to_target(runs, base)
+    if target is not None:
+        reached["target"] = target.share
     cells = {"arm": runs[0].arm}
     if runs[0].rate is not None:
         at_end = runs[0].rate in (min(grid), max(grid)) if grid else False
         cells["rate"] = f"{runs[0].rate:g}" + " !" * at_end
     alone = bool(base) and len(both) < len(runs)  # some are
     cells["seeds"] = f"{len(runs)}" + f" ({len(both)} paired)" * alone
-    cells |= _results(runs, baseline, ratio, reached["target"], errors)
+    cells |= _results(runs, baseline, ratio, target, errors)
     loss = reached["loss"] if isfinite(reached["loss"]) else inf
     place = runs[0].arm, runs[0].share
     return Row(*place, loss, cells, ratio, errors, error, reached)
@@ -109,7 +111,7 @@ def _results(
     runs: Sequence[Result],
     baseline: str,
     ratio: Interval,
-    target: float,
+    target: Target | None,
     errors: Mapping[str, Interval],
 ) -> dict[str, str]:
     ends, itself = [run.end for run in runs], runs[0].arm == baseline
@@ -117,8 +119,9 @@ def _results(
         "steps": f"{fmean(end.steps for end in ends):.0f}",
         "training loss": spread([end.train_loss for end in ends], "{:.3g}", "{:.1g}"),
         f"/ {baseline}": "1" if itself else within(ratio, "{:.3g}"),
-        f"{baseline}'s loss at": "100%" if itself else _at(target),
     }
+    if target is not None:
+        cells[f"{baseline}'s loss at"] = told(target)
     for part, difference in errors.items():
         several = [error_of(end, part) for end in ends]
         cells[f"{part} error [%]"] = spread(several, "{:.2f}", "{:.1g}")
@@ -132,6 +135,7 @@ def _reached(runs: Sequence[Result]) -> dict[str, float]:
     found = {
         "seeds": float(len(runs)),
         "steps": fmean(run.end.steps for run in runs),
+        "spent_per_step": fmean(run.end.spent / run.end.steps for run in runs),
         "loss": fmean(run.end.train_loss for run in runs),
         "test_loss": fmean(run.end.test_loss for run in runs),
         "open": fmean(run.open_share for run in runs),
@@ -141,10 +145,6 @@ def _reached(runs: Sequence[Result]) -> dict[str, float]:
     for part in runs[0].end.errors:
         found[f"{part}_error"] = fmean(error_of(run.end, part) for run in runs)
     return found if runs[0].rate is None else {"rate": runs[0].rate, **found}
-
-
-def _at(target: float) -> str:
-    return "never" if target == inf else share(target)
 
 
 def error_of(point: Point, part: str) -> float:
@@ -201,16 +201,24 @@ def cells(row: Row, names: Sequence[str]) -> list[str]:
     return [row.cells.get(name, "-") for name in names]
 
 
-def note(baseline: str) -> str:
+def note(rows: Sequence[Row], baseline: str) -> str:
     """Say what the columns mean."""
+    target = (
+        f"{baseline}'s loss at: time until the training loss is first what the "
+        f"baseline ends with, in the baseline's own, median of paired seeds, with how "
+        "many get there where not all do; "
+    )
     return (
         "± standard deviation over seeds, brackets: 95 % confidence of paired seeds. "
         f"/ {baseline}: ratio of training losses, geometric mean; - {baseline}: "
-        f"difference of errors in points; {baseline}'s loss at: share of the budget "
-        "until the training loss is what the baseline ends with, median of paired "
-        "seeds, interpolated; open: share of steps on a draw from what was loaded; "
-        "rate !: at an end of those tried"
+        f"difference of errors in points; {target * _has_target(rows)}"
+        "open: share of steps on a draw from what was loaded; rate !: at an end of "
+        "those tried"
     )
+
+
+def _has_target(rows: Sequence[Row]) -> bool:
+    return any("target" in row.reached for row in rows)
 
 
 def failed(rows: Sequence[Row]) -> list[str]:

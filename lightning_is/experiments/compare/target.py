@@ -1,37 +1,64 @@
-"""How long a run takes to get where the baseline ends."""
+"""How long an arm takes to get where the baseline ends."""
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import inf, log, nan
+from math import inf, isfinite, log
 from statistics import median
+from typing import NamedTuple
 
 from lightning_is.experiments.compare.run import Result
+
+FEWEST = 8  # measurements after the first, or there is too much to guess in between
 
 Spot = tuple[float, float]  # spent, training loss
 
 
-def time_to_target(runs: Sequence[Result], base: Sequence[Result]) -> float:
-    """Share of the baseline's budget until its final training loss is reached.
+class Target(NamedTuple):
+    """When an arm has the baseline's final training loss.
 
-    A median knows what to make of runs that never get there. The learning rate of all
-    falls to zero with the budget, so that most of the way is made late: who ends at a
-    third of the loss may have been at the target not long before.
+    Attributes:
+        share: Median over paired seeds of what was spent until then, in what the
+            baseline spent until it first had that loss itself; infinite if half of the
+            seeds or more never have it.
+        reached: How many of the seeds have it.
+        seeds: How many there are.
+    """
+
+    share: float
+    reached: int
+    seeds: int
+
+
+def time_to_target(runs: Sequence[Result], base: Sequence[Result]) -> Target | None:
+    """Find when an arm has the baseline's final training loss.
+
+    Both are measured along the way by the same few examples, and at the end by all. So
+    the baseline's time is when its own curve first has that loss, not its budget.
 
     Args:
         runs: Of an arm.
         base: Of the baseline; runs without one of the same seed do not count.
 
     Returns:
-        The median over paired seeds: infinite if half or more never get there, NaN
-        without a pair.
+        None without a pair, where a run has fewer than 8 measurements, or where a
+        baseline got nowhere.
     """
-    ends = {run.seed: run.end for run in base}
-    shares = [
-        spent_until(curve(run), end.train_loss) / end.spent
-        for run in runs
-        if (end := ends.get(run.seed)) is not None
+    own = {run.seed: run for run in base}
+    pairs = [(run, own[run.seed]) for run in runs if run.seed in own]
+    if not pairs or any(_coarse(run) for pair in pairs for run in pair):
+        return None
+    times = [
+        [spent_until(curve(run), one.end.train_loss) for run in (run, one)]
+        for run, one in pairs
     ]
-    return median(shares) if shares else nan
+    if not all(0 < baseline < inf for _, baseline in times):
+        return None
+    shares = [spent / baseline for spent, baseline in times]
+    return Target(median(shares), sum(map(isfinite, shares)), len(shares))
+
+
+def _coarse(run: Result) -> bool:
+    return len(run.points) <= FEWEST
 
 
 def curve(run: Result) -> list[Spot]:
@@ -65,3 +92,19 @@ def _between(before: Spot, after: Spot, target: float) -> float:
     if not (target > 0 and low > 0 and high < inf):
         return end  # no logarithms to go by
     return start + log(high / target) / log(high / low) * (end - start)
+
+
+def told(target: Target) -> str:
+    """Write a target, with how many seeds had it where not all did.
+
+    Example:
+        >>> told(Target(0.75, 5, 5)), told(Target(0.75, 4, 5)), told(Target(inf, 0, 5))
+        ('75%', '75% (4 of 5)', 'never')
+        >>> told(Target(inf, 2, 5))
+        '- (2 of 5)'
+    """
+    if not target.reached:
+        return "never"
+    share = f"{target.share:.0%}" if target.share < inf else "-"
+    missing = target.reached < target.seeds
+    return share + f" ({target.reached} of {target.seeds})" * missing

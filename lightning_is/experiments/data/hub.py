@@ -172,9 +172,13 @@ class HubImages(TensorDataModule):
         )
         n_rest = self._rest(len(train))
         return {
-            "train": train.select(range(kept("n_train", self.n_train, n_rest))),
+            "train": train.select(
+                range(kept("n_train", self.n_train, n_rest, "`n_val`, `classes`"))
+            ),
             "val": train.select(range(n_rest, len(train))),
-            "test": test.select(range(kept("n_test", self.n_test, len(test)))),
+            "test": test.select(
+                range(kept("n_test", self.n_test, len(test), "`classes`"))
+            ),
         }
 
     def _rest(self, size: int) -> int:

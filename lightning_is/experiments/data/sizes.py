@@ -20,24 +20,26 @@ def check_sizes(sizes: Mapping[str, int | None]) -> None:
             )
 
 
-def kept(name: str, size: int | None, there: int) -> int:
+def kept(name: str, size: int | None, there: int, takers: str) -> int:
     """Return how many examples to keep: as many as asked for, or all.
 
     Args:
         name: Of the setting.
         size: Its value; None is all.
         there: How many there are.
+        takers: Settings that may have taken others away.
 
     Raises:
         ValueError: If more are asked for.
 
     Example:
-        >>> kept("n_train", 5, 10), kept("n_train", None, 10)
+        >>> kept("n_train", 5, 10, "`n_val`"), kept("n_train", None, 10, "`n_val`")
         (5, 10)
     """
     if size is not None and size > there:
         raise ValueError(
             f"`{name}` must be at most what there is, {there} examples, got {size}. "
-            "Lower it, or leave it out for all of them."
+            f"Lower it, or what takes others away ({takers}); leave it out for all of "
+            "them."
         )
     return there if size is None else size

@@ -110,7 +110,7 @@ class Text(TensorDataModule):
 
     def _set(self, documents: Documents, name: str, size: int | None) -> TensorSet:
         there = sum(_rows(document, self.length) for document in documents)
-        most = kept(name, size, there)
+        most = kept(name, size, there, "`val_share`, `test_share`")
         return TensorSet(*sequences(documents, self.length, most), tokens)
 
 

@@ -16,7 +16,9 @@ from typing import Any
 
 NAME = re.compile(r"[a-z0-9_]+")  # of a file
 KEY = re.compile(r"[A-Za-z0-9_-]+")  # of a number, between the dots of its path
-NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?s?")  # that a command sets, or of seconds
+NUMBER = re.compile(
+    r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?s?"
+)  # that a command sets, or of seconds
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,18 @@ def flat(values: Mapping[str, Any], before: str = "") -> dict[str, int | float]:
 def settings(command: str) -> Iterator[tuple[str, int | float]]:
     """Yield the numbers that a command sets, seconds without their unit.
 
+    Lists and other units are left out.
+
     Example:
-        >>> dict(settings("python x.py data=mnist data.n_train=20000 budget=30s"))
-        {'data.n_train': 20000, 'budget': 30}
+        >>> dict(settings("python x.py +n=2 lr=1e-3 budget=30s shares=[1] size=4k"))
+        {'n': 2, 'lr': 0.001, 'budget': 30}
     """
     for word in shlex.split(command):
         name, _, text = word.partition("=")
         if NUMBER.fullmatch(text):
-            number = float(text.removesuffix("s"))
-            yield name, int(number) if number.is_integer() else number
+            digits = text.removesuffix("s")
+            whole = digits.lstrip("-").isdigit()
+            yield name.lstrip("+"), int(digits) if whole else float(digits)
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:
