@@ -300,18 +300,21 @@ def test_the_rate_with_the_lowest_mean_loss_is_chosen():
 
 
 def test_rates_that_came_to_no_good_end_are_named():
-    def named(tries, by="train_loss"):
-        return hopeless(tries, DictConfig({"rates": [0.1, 0.2], "tuned_by": by}))
+    def named(tries, by="train_loss", shares=(1,)):
+        cfg = {"rates": [0.1, 0.2], "tuned_by": by, "shares": [*shares]}
+        return hopeless(tries, DictConfig(cfg))
 
     good = [trial("a", 0.1, 0.3, 0.5), trial("a", 0.2, 0.3, 0.5)]
     assert named(good) == ""
     assert named([]) == ""
     lost = [trial("b", 0.1, math.nan, 0.9, 0.3), trial("b", 0.2, 0.3, 0.9, 0.3)]
     said = "; trials diverged or failed: b at 0.1 (30% of the budget)"
-    assert named(good + lost) == said
+    assert named(good + lost, shares=(0.3, 1)) == said
     assert named(good + lost, "val_loss") == ""
     # Nothing is left of a trial that failed: of all at a rate, or of some.
     assert named(good[:1]) == "; trials diverged or failed: a at 0.2"
+    whole = "; trials diverged or failed: a at 0.2 (100% of the budget)"
+    assert named(good[:1], shares=(0.3, 1)) == whole
     again = trial("a", 0.1, 0.3, 0.5, seed=1001)
     assert named([*good, again]) == "; trials diverged or failed: a at 0.2"
 

@@ -109,8 +109,9 @@ def hopeless(results: Sequence[Result], cfg: DictConfig) -> str:
     Returns:
         Words that follow those on a table's columns; none if all ended well.
     """
+    several = len(cfg.shares) > 1
     named = [
-        f"{arm} at {rate:g}" + f" ({share:.0%} of the budget)" * (share != 1)
+        f"{arm} at {rate:g}" + f" ({share:.0%} of the budget)" * several
         for (arm, share), losses in _losses(results, cfg.tuned_by).items()
         for rate in map(float, cfg.rates)
         if not isfinite(losses.get(rate, inf))
