@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from lightning_is.experiments.compare import compare
+from lightning_is.experiments.compare import compare, program
 from lightning_is.experiments.compare.budget import Point
 from lightning_is.experiments.compare.published import finding, numbers_of
 from lightning_is.experiments.compare.run import Result
@@ -89,7 +89,9 @@ def test_what_failed_is_published_and_what_is_no_number_is_not():
     assert numbers_of(summarise(RUNS[:1], {})[0]).keys().isdisjoint({"ratio_low"})
 
 
-def test_a_comparison_publishes_its_table_its_figure_and_its_tau(project, capsys):
+def test_a_comparison_publishes_its_table_its_figure_and_its_tau(
+    project, monkeypatch, capsys
+):
     own = ["methods=[uniform,trim]", "seeds=[0]", "clock=cost", "budget=10k"]
     words = [*TINY, *own, "title=t", "out=o", "trainer.log_every_n_steps=10"]
     words += ["shares=[0.5,1]", "publish=mine"]
@@ -106,6 +108,12 @@ def test_a_comparison_publishes_its_table_its_figure_and_its_tau(project, capsys
         Image.open(project / "o" / "compare.png") as drawn,
     ):
         assert shown.size == drawn.size == (17 * 150, 720)  # tau has a panel
+    # Runs are kept; other code makes a table of them, and says so.
+    monkeypatch.setattr(program, "commit", lambda: "later")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compare(compose("compare", words), words) == 0
+    again = read(project / "docs" / "results" / "mine.json")
+    assert (again.commit, again.rows) == (f"{found.commit} later", found.rows)
 
 
 def test_variances_are_published(project):
