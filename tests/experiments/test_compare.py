@@ -23,7 +23,7 @@ from lightning_is.experiments.classifier import Classifier
 from lightning_is.experiments.compare import compare, jobs, meter
 from lightning_is.experiments.compare.arms import composed
 from lightning_is.experiments.compare.budget import Budget, Point
-from lightning_is.experiments.compare.figure import draw, on_grid, style
+from lightning_is.experiments.compare.figure import draw, dress, on_grid, style
 from lightning_is.experiments.compare.jobs import _outcome, check, plan
 from lightning_is.experiments.compare.meter import Stopwatch, parse_budget
 from lightning_is.experiments.compare.program import heading
@@ -536,6 +536,20 @@ def test_many_methods_look_different_and_uniform_is_black():
     assert looks[0]["color"] == "black"
     assert all(one != other for one, other in itertools.combinations(looks, 2))
     assert style("m03", names[::-1]) == style("m03", names)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.3), (1.0, 3.0), (0.02, 4.0)])
+def test_an_axis_has_numbers_to_read_it_by(low, high):
+    from matplotlib.figure import Figure
+
+    picture = Figure()
+    axis = picture.subplots()
+    axis.plot([0, 1], [low, high])
+    dress(axis)
+    picture.draw_without_rendering()
+    bottom, top = axis.get_ylim()
+    shown = [tick for tick in axis.get_yticks() if bottom <= tick <= top]
+    assert 3 <= len(shown) <= 8
 
 
 def test_curves_are_averaged_at_the_same_times():

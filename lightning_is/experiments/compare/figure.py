@@ -60,7 +60,7 @@ def draw(
                 _draw_arm(axis, by_arm[name], panel, style(name, shown, baseline))
         axis.set_ylabel(PANELS[panel])
         axis.set_xlabel(unit or "time spent [s]")
-        _dress(axis)
+        dress(axis)
     axes[0].set_xlim(0, max(run.end.spent for run in results))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
@@ -130,14 +130,16 @@ def _draw_arm(
         )
 
 
-def _dress(axis: "Axes") -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator
+def dress(axis: "Axes") -> None:
+    """Make a logarithmic axis with some numbers to read it by, whatever its range."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
     axis.set_yscale("log")
     # A range of less than a decade has but one power of ten to go by.
     low, high = axis.get_ylim()
     if high < 300 * low:
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        few = MaxNLocator(6) if high < 4 * low else LogLocator(subs=(1, 2, 5))
+        axis.yaxis.set_major_locator(few)
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
     axis.grid(visible=True, alpha=0.25)
