@@ -549,7 +549,7 @@ def test_an_axis_has_numbers_to_read_it_by(low, high):
     picture.draw_without_rendering()
     bottom, top = axis.get_ylim()
     shown = [tick for tick in axis.get_yticks() if bottom <= tick <= top]
-    assert 3 <= len(shown) <= 8
+    assert 3 <= len(shown) <= 10
 
 
 def test_curves_are_averaged_at_the_same_times():
