@@ -538,7 +538,7 @@ def test_many_methods_look_different_and_uniform_is_black():
     assert style("m03", names[::-1]) == style("m03", names)
 
 
-@pytest.mark.parametrize(("low", "high"), [(1.0, 1.3), (1.0, 3.0), (0.02, 4.0)])
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.3), (1.0, 3.0), (0.05, 4.0)])
 def test_an_axis_has_numbers_to_read_it_by(low, high):
     from matplotlib.figure import Figure
 
