@@ -205,7 +205,7 @@ def note(rows: Sequence[Row], baseline: str) -> str:
     """Say what the columns mean."""
     target = (
         f"{baseline}'s loss at: time until the training loss is first what the "
-        f"baseline ends with, in the baseline's own, median of paired seeds, with how "
+        "baseline ends with, in the baseline's own, median of paired seeds, with how "
         "many get there where not all do; "
     )
     return (

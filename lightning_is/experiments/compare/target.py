@@ -43,26 +43,25 @@ def time_to_target(runs: Sequence[Result], base: Sequence[Result]) -> Target | N
         None without a pair, where a run has fewer than 8 measurements, or where a
         baseline got nowhere.
     """
-    own = {run.seed: run for run in base}
-    pairs = [(run, own[run.seed]) for run in runs if run.seed in own]
+    by_seed = {run.seed: run for run in base}
+    pairs = [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
     if not pairs or any(_coarse(run) for pair in pairs for run in pair):
         return None
-    times = [
-        [spent_until(curve(run), one.end.train_loss) for run in (run, one)]
-        for run, one in pairs
-    ]
-    if not all(0 < baseline < inf for _, baseline in times):
-        return None
-    shares = [spent / baseline for spent, baseline in times]
-    return Target(median(shares), sum(map(isfinite, shares)), len(shares))
+    times = []
+    for run, baseline in pairs:
+        loss = baseline.end.train_loss
+        own = spent_until(_curve(baseline), loss)
+        if not 0 < own < inf:
+            return None
+        times.append(spent_until(_curve(run), loss) / own)
+    return Target(median(times), sum(map(isfinite, times)), len(times))
 
 
 def _coarse(run: Result) -> bool:
     return len(run.points) <= FEWEST
 
 
-def curve(run: Result) -> list[Spot]:
-    """What was spent, and the training loss then."""
+def _curve(run: Result) -> list[Spot]:
     return [(point.spent, point.train_loss) for point in run.points]
 
 

@@ -16,9 +16,8 @@ from typing import Any
 
 NAME = re.compile(r"[a-z0-9_]+")  # of a file
 KEY = re.compile(r"[A-Za-z0-9_-]+")  # of a number, between the dots of its path
-NUMBER = re.compile(
-    r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?s?"
-)  # that a command sets, or of seconds
+# That a command sets: other units would be other numbers in prose than in the command.
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?s?")
 
 
 @dataclass(frozen=True)
